@@ -1,0 +1,1 @@
+"""Hilum: the client room."""

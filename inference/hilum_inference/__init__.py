@@ -1,0 +1,1 @@
+"""Hilum: the inference room."""
