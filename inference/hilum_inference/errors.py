@@ -1,16 +1,16 @@
 """Everything that can go wrong in the heart, one tree.
 
-    HilumError
-    ├── InputError             the caller's fault: the message says what was got, what is allowed, what to do
-    │   ├── UnreadableError        not a volume that can be read: damaged, truncated, unsupported
-    │   ├── GeometryError          a grid that cannot be placed in space: singular, sheared, absurd spacing
-    │   ├── LimitError             larger than a limit of this machine or of the settings
-    │   └── MismatchError          a sound volume that does not fit the model: channels, grids, dimensions
-    ├── ModelError             the model's fault: manifest or repository refused, with the reason
-    │   └── UnknownModelError      no model of that name or version
-    ├── EngineError            a back-end failed or answered nonsense; nothing was saved
-    │   └── OutOfMemoryError       the back-end ran out of memory
-    └── CancelledError         the caller asked to stop
+HilumError
+├── InputError             the caller's fault: the message says what was got, what is allowed, what to do
+│   ├── UnreadableError        not a volume that can be read: damaged, truncated, unsupported
+│   ├── GeometryError          a grid that cannot be placed in space: singular, sheared, absurd spacing
+│   ├── LimitError             larger than a limit of this machine or of the settings
+│   └── MismatchError          a sound volume that does not fit the model: channels, grids, dimensions
+├── ModelError             the model's fault: manifest or repository refused, with the reason
+│   └── UnknownModelError      no model of that name or version
+├── EngineError            a back-end failed or answered nonsense; nothing was saved
+│   └── OutOfMemoryError       the back-end ran out of memory
+└── CancelledError         the caller asked to stop
 """
 
 from __future__ import annotations

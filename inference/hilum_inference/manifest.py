@@ -1,7 +1,7 @@
 """What a model is, as data: everything a gateway must know to serve it, in a closed and versioned vocabulary.
 
-The manifest travels as JSON inside ``config.pbtxt`` (``parameters { key: "hilum_manifest" ... }``). What it cannot express
-is refused, never ignored. Axes: the model sees (D, H, W) = the three voxel axes of the oriented volume, in that order.
+The manifest travels as JSON inside ``config.pbtxt`` (``parameters { key: "hilum_manifest" ... }``). What it cannot
+express is refused, never ignored. The model sees (D, H, W): the three voxel axes of the oriented volume, in order.
 """
 
 from __future__ import annotations
@@ -224,7 +224,10 @@ class Head(_Part):
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        for name, text, count in (("weight", self.weight, self.features * self.classes), ("bias", self.bias, self.classes)):
+        for name, text, count in (
+            ("weight", self.weight, self.features * self.classes),
+            ("bias", self.bias, self.classes),
+        ):
             if len(base64.b64decode(text, validate=True)) != 4 * count:
                 raise ValueError(f"head {name} must hold {count} float32")
         return self
@@ -273,7 +276,7 @@ class Provenance(_Part):
 class Manifest(_Part):
     """A trained model as the gateway sees it. See the module's docstring; every field is documented in its part."""
 
-    format: Literal["hilum.manifest/1"] = FORMAT
+    format: Literal["hilum.manifest/1"] = "hilum.manifest/1"
     name: str
     title: str = ""
     description: str = ""
@@ -292,7 +295,7 @@ class Manifest(_Part):
     post_processing: PostProcessing = PostProcessing()
     tensors: Tensors = Tensors()
     head: Head | None = None
-    precisions: tuple[Literal["f32", "bf16", "f16", "int8"], ...] = ("f32",)
+    precisions: tuple[Literal["f32", "bf16", "f16"], ...] = ("f32",)
     prompt_channels: tuple[str, ...] = ()
     fingerprint: Fingerprint = Fingerprint()
     calibration: Calibration = Calibration()
@@ -349,8 +352,8 @@ class Manifest(_Part):
         return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
 
     def to_json(self, indent: int | None = None) -> str:
-        """The manifest as JSON; fields at their default are left out."""
-        return json.dumps(self.model_dump(mode="json", exclude_defaults=True) | {"format": FORMAT}, indent=indent)
+        """The manifest as JSON, every field written out: a later default must not change an old model."""
+        return self.model_dump_json(indent=indent)
 
 
 def parse_manifest(text: str | bytes) -> Manifest:

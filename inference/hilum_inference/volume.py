@@ -81,8 +81,7 @@ class Grid:
     def world_axes(self) -> tuple[int, int, int]:
         """For each voxel axis the world axis (0 x, 1 y, 2 z) it runs along most closely, each named once."""
         cosines = np.abs(self.directions).T  # (voxel axis, world axis)
-        best = max(_PERMUTATIONS, key=lambda p: float(sum(cosines[a, w] for a, w in enumerate(p))))
-        return best
+        return max(_PERMUTATIONS, key=lambda p: float(sum(cosines[a, w] for a, w in enumerate(p))))
 
     @cached_property
     def orientation(self) -> str:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hilum_inference.repository import Model
 
 Batch = NDArray[np.float32]  # (N, C, D, H, W)
 Output = Literal["logits", "features"]
 
 
 class Engine(Protocol):
-    """One network, ready to run; safe to call from several threads.
+    """One network, ready to run; safe to call from several threads."""
 
-    ``run`` raises EngineError where the back-end fails or answers with a wrong shape, type or a value that is not finite.
-    """
+    precision: str
+    """What it computes in (``f32``...); named in every result."""
 
-    def run(self, batch: Batch, output: Output = "logits") -> Batch:
-        """(N, C, D, H, W) windows to (N, K or F, D, H, W) float32."""
+    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
+        """(N, C, D, H, W) windows to (N, K or F, D, H, W) float32, into ``out`` where given.
+
+        Raises:
+            EngineError: the back-end failed, or answered another shape or type than the model promises.
+        """
         ...
 
     def ready(self) -> bool:
@@ -28,3 +37,37 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the network holds."""
         ...
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How engines run.
+
+    Attributes:
+        threads: of the embedded engine; None: one for each core.
+        triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
+        timeout: seconds for one batch of a remote engine.
+        record: file that keeps which precision was chosen on this machine; None: always f32.
+    """
+
+    threads: int | None = None
+    triton: str | None = None
+    timeout: float = 120.0
+    record: Path | None = None
+
+
+def open_engine(model: Model, settings: EngineSettings | None = None) -> Engine:
+    """The engine that serves ``model``, compiled and ready.
+
+    Raises:
+        EngineError: the back-end cannot be reached or refuses the network.
+    """
+    settings = settings or EngineSettings()
+    if settings.triton is not None:
+        from hilum_inference.engines.triton import TritonEngine
+
+        return TritonEngine(model, settings.triton, settings.timeout)
+    from hilum_inference.engines.openvino import OpenVinoEngine
+    from hilum_inference.engines.precision import chosen_precision
+
+    return OpenVinoEngine(model, chosen_precision(model, settings), settings.threads)

@@ -1,0 +1,233 @@
+"""The model's grid beside the input's: axes permuted, flipped, cropped and rescaled, never rotated.
+
+Every step is therefore separable and has an exact way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilum_inference.errors import GeometryError
+from hilum_inference.manifest import Geometry
+from hilum_inference.volume import Grid
+
+SAME_POSITION = 1e-3
+"""Two grids are one where no voxel centre is further than this from its partner, in voxels."""
+SEPARATE_Z_RATIO = 3.0
+"""nnU-Net's rule: an axis whose spacing is more than 3 times the smallest is interpolated on its own."""
+SPLINE_PAD = 12
+"""Edge voxels repeated before the cubic spline is fitted, as scipy does for mode "nearest"."""
+NEGLIGIBLE = 1e-7
+
+Index = NDArray[np.intp]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) of each axis
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Where the samples of one axis lie on another: sample p reads position offset + p * step, in voxels.
+
+    >>> AxisMap(4, 7, 0.5, 0.0, 1).resample(np.array([0, 2, 4, 6.0], np.float32), 0)
+    array([0., 1., 2., 3., 4., 5., 6.], dtype=float32)
+    """
+
+    size_in: int
+    size_out: int
+    step: float
+    offset: float
+    order: int
+
+    @cached_property
+    def positions(self) -> NDArray[np.float64]:
+        """(size_out,) positions on the input axis, clamped to its ends."""
+        return np.clip(self.offset + self.step * np.arange(self.size_out), 0, self.size_in - 1)
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """Whether the two axes are the same."""
+        drift = np.abs(self.offset + self.step * np.arange(self.size_out) - np.arange(self.size_out)).max()
+        return self.size_in == self.size_out and bool(drift < SAME_POSITION)
+
+    def inverse(self, order: int) -> AxisMap:
+        """The map that reads this axis' samples at the input's positions."""
+        return AxisMap(self.size_out, self.size_in, 1 / self.step, -self.offset / self.step, order)
+
+    @cached_property
+    def nearest(self) -> Index:
+        """(size_out,) the input voxel nearest to each sample; a tie goes to the higher one, as in ITK."""
+        return np.clip(np.floor(self.positions + 0.5).astype(np.intp), 0, self.size_in - 1)
+
+    @cached_property
+    def _pair(self) -> tuple[Index, Index, NDArray[np.float32]]:
+        lower = np.minimum(np.floor(self.positions).astype(np.intp), max(self.size_in - 2, 0))
+        upper = np.minimum(lower + 1, self.size_in - 1)
+        return lower, upper, (self.positions - lower).astype(np.float32)
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.float32]:
+        return cubic_matrix(self.positions, self.size_in)
+
+    def source_range(self, first: int, last: int) -> tuple[int, int]:
+        """(lowest, highest + 1) input voxel that samples ``first`` to ``last`` - 1 read."""
+        if self.is_identity:
+            return first, last
+        if self.order == 0:
+            part = self.nearest[first:last]
+            return int(part.min()), int(part.max()) + 1
+        if self.order == 1:
+            lower, upper, _ = self._pair
+            return int(lower[first:last].min()), int(upper[first:last].max()) + 1
+        used = np.flatnonzero(np.abs(self._matrix[first:last]).max(axis=0) > NEGLIGIBLE)
+        return int(used[0]), int(used[-1]) + 1
+
+    def resample(
+        self, array: NDArray[np.float32], axis: int, first: int = 0, last: int | None = None
+    ) -> NDArray[np.float32]:
+        """Samples ``first`` to ``last`` along ``axis`` of an array that holds just their ``source_range``."""
+        last = self.size_out if last is None else last
+        if self.is_identity:
+            return array
+        low, high = self.source_range(first, last)
+        if self.order == 0:
+            return np.take(array, self.nearest[first:last] - low, axis=axis)
+        if self.order == 3:
+            moved = np.moveaxis(array, axis, 0)
+            mixed = self._matrix[first:last, low:high] @ moved.reshape(high - low, -1)
+            return np.moveaxis(mixed.reshape(last - first, *moved.shape[1:]), 0, axis)
+        lower, upper, fraction = self._pair
+        weight = fraction[first:last].reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+        result = np.take(array, upper[first:last] - low, axis=axis)
+        base = np.take(array, lower[first:last] - low, axis=axis)
+        result -= base
+        result *= weight
+        result += base
+        return result
+
+
+def cubic_matrix(positions: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """(samples, size) weights of cubic B-spline interpolation with repeated edges, equal to scipy's mode "nearest"."""
+    padded = size + 2 * SPLINE_PAD
+    spline = np.diag(np.full(padded, 4 / 6)) + np.diag(np.full(padded - 1, 1 / 6), 1)
+    spline += np.diag(np.full(padded - 1, 1 / 6), -1)
+    spline[0, 1] = spline[-1, -2] = 2 / 6  # mirrored ends
+    repeat = np.zeros((padded, size))
+    repeat[np.arange(padded), np.clip(np.arange(padded) - SPLINE_PAD, 0, size - 1)] = 1
+    coefficients = np.linalg.solve(spline, repeat)  # (padded, size)
+    place = positions + SPLINE_PAD
+    first = np.floor(place).astype(np.intp) - 1
+    t = place - np.floor(place)
+    bells = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+    taps = np.clip(first[:, None] + np.arange(4), 0, padded - 1)
+    weights: NDArray[np.float64] = np.einsum("ts,sti->si", bells, coefficients[taps])
+    return weights.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ModelGrid:
+    """How the model's axes read the stored ones.
+
+    Attributes:
+        stored: the input's grid.
+        axes: for each model axis the stored axis that it reads.
+        flipped: for each model axis whether it reads backwards.
+        box: (start, stop) on each oriented axis, in stored voxels; the rest is background.
+        maps: for each model axis, how its samples lie on the box.
+    """
+
+    stored: Grid
+    axes: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+    box: Box
+    maps: tuple[AxisMap, AxisMap, AxisMap]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the model's grid."""
+        d, h, w = (m.size_out for m in self.maps)
+        return d, h, w
+
+    def view(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(C, I, J, K) as stored to a (C, d, h, w) view: oriented and cropped, nothing copied."""
+        return self._oriented(array)[:, *(slice(*ends) for ends in self.box)]
+
+    def _oriented(self, array: NDArray[Any]) -> NDArray[Any]:
+        moved = array.transpose(0, *(a + 1 for a in self.axes))
+        return moved[:, *(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+
+    def restore(self, labels: NDArray[Any], out: NDArray[Any]) -> None:
+        """Write (D, H, W) labels of the model's grid into ``out``, (I, J, K) as stored, by nearest voxel.
+
+        ``out`` must be zero outside the box already. Works plane by plane in the order of ``out``'s memory.
+        """
+        target = self.view(out[None])[0]
+        slow, middle, fast = sorted(range(3), key=lambda a: -abs(target.strides[a]))
+        index = [m.inverse(0).nearest for m in self.maps]
+        wide = np.take(labels.transpose(slow, middle, fast), index[fast], axis=2)
+        rows = target.transpose(slow, middle, fast)
+        for plane, source in enumerate(index[slow]):
+            rows[plane] = wide[source][index[middle]]
+
+
+def oriented_axes(grid: Grid, geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """For each model axis the stored axis it reads, and whether backwards."""
+    if geometry.orientation == "native":
+        axes, flipped = (0, 1, 2), (False, False, False)
+    else:
+        axis_of_world = {world: axis for axis, world in enumerate(grid.world_axes)}
+        wanted = [("RL", "AP", "SI")[k] for k in range(3)]
+        worlds = [next(w for w, pair in enumerate(wanted) if letter in pair) for letter in geometry.orientation]
+        chosen = [axis_of_world[w] for w in worlds]
+        axes = (chosen[0], chosen[1], chosen[2])
+        flips = [grid.orientation[a] != letter for a, letter in zip(chosen, geometry.orientation, strict=True)]
+        flipped = (flips[0], flips[1], flips[2])
+    a, b, c = geometry.axes
+    return (axes[a], axes[b], axes[c]), (flipped[a], flipped[b], flipped[c])
+
+
+def fit(grid: Grid, geometry: Geometry, box: Box | None = None) -> ModelGrid:
+    """The model's grid over ``grid``, cropped to ``box`` (stored voxels on the oriented axes) where given.
+
+    Raises:
+        GeometryError: the input's grid is sheared (a tilted gantry): resampling would not be separable.
+    """
+    if grid.is_sheared:
+        raise GeometryError(
+            "The grid is sheared (tilted gantry): its axes are not at right angles. Resample it to a straight grid.",
+            code="sheared_grid",
+        )
+    axes, flipped = oriented_axes(grid, geometry)
+    ends = box or tuple((0, grid.shape[a]) for a in axes)
+    sizes = [stop - start for start, stop in ends]
+    have = [grid.spacing[a] for a in axes]
+    want = list(geometry.spacing or have)
+    orders = _orders(geometry, have, want)
+    maps = [_axis_map(n, h, w, o, geometry.align) for n, h, w, o in zip(sizes, have, want, orders, strict=True)]
+    return ModelGrid(grid, axes, flipped, (ends[0], ends[1], ends[2]), (maps[0], maps[1], maps[2]))
+
+
+def _axis_map(size: int, have: float, want: float, order: int, align: str) -> AxisMap:
+    if align == "edges":
+        count = max(int(np.round(size * have / want)), 1)
+        step = size / count
+        return AxisMap(size, count, step, step / 2 - 0.5, order)
+    count = int(np.round((size - 1) * have / want + 1))
+    return AxisMap(size, count, want / have, 0.0, order)
+
+
+def _orders(geometry: Geometry, have: Sequence[float], want: Sequence[float]) -> list[int]:
+    orders: list[int] = [geometry.order] * 3
+    for spacing in (have, want):  # nnU-Net looks at the input's spacing first, then at the model's
+        anisotropic = max(spacing) / min(spacing) > SEPARATE_Z_RATIO
+        widest = [a for a in range(3) if spacing[a] == max(spacing)]
+        if geometry.separate_z == "never" or not (anisotropic or geometry.separate_z == "always"):
+            continue
+        if len(widest) == 1:
+            orders[widest[0]] = geometry.order_z
+        break
+    return orders

@@ -1,0 +1,114 @@
+"""Intensity rules of a manifest, applied in place to float32 blocks; rules of the whole volume read it once first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilum_inference.manifest import Clip, Intensity, Percentile, Window, ZScore
+
+Values = NDArray[np.float32]
+Step = Clip | Window | ZScore | Percentile
+
+
+@dataclass(frozen=True)
+class Linear:
+    """value -> value * gain + shift, then clipped to [low, high]: what every rule comes down to."""
+
+    gain: float = 1.0
+    shift: float = 0.0
+    low: float = -np.inf
+    high: float = np.inf
+
+    def apply(self, block: Values) -> None:
+        """Change ``block`` in place."""
+        if self.gain != 1.0:
+            block *= np.float32(self.gain)
+        if self.shift != 0.0:
+            block += np.float32(self.shift)
+        if self.low > -np.inf or self.high < np.inf:
+            np.clip(block, np.float32(self.low), np.float32(self.high), out=block)
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """The rules of one channel, with all figures known."""
+
+    steps: tuple[Linear, ...]
+    mask_threshold: float | None = None
+    outside: float | None = None
+
+    def apply(self, block: Values) -> None:
+        """Normalise a float32 block in place."""
+        hidden = None
+        if self.mask_threshold is not None and self.outside is not None:
+            hidden = block <= np.float32(self.mask_threshold)
+        for step in self.steps:
+            step.apply(block)
+        if hidden is not None:
+            block[hidden] = np.float32(self.outside)
+
+
+def fit(intensity: Intensity, steps: tuple[Step, ...], blocks: Callable[[], Iterable[Values]]) -> Normaliser:
+    """The rules with their figures; ``blocks`` gives the whole channel, block by block, each time it is called."""
+    fitted: list[Linear] = []
+    uses_mask = False
+    for step in steps:
+        masked = getattr(step, "scope", "") == "mask"
+        uses_mask |= masked
+        threshold = intensity.mask_threshold if masked else None
+        fitted.append(_fit_step(step, fitted, threshold, blocks))
+    return Normaliser(tuple(fitted), intensity.mask_threshold if uses_mask else None, intensity.outside)
+
+
+def _fit_step(
+    step: Step, before: list[Linear], threshold: float | None, blocks: Callable[[], Iterable[Values]]
+) -> Linear:
+    if isinstance(step, Clip):
+        return Linear(low=step.low, high=step.high)
+    if isinstance(step, Window):
+        return _between(step.low, step.high, step)
+    if isinstance(step, ZScore) and step.scope == "fixed":
+        return Linear(1 / step.sd, -step.mean / step.sd)
+    seen = _chosen(before, threshold, blocks)
+    if isinstance(step, ZScore):
+        mean, sd = _moments(seen)
+        return Linear(1 / max(sd, 1e-8), -mean / max(sd, 1e-8))
+    values = np.concatenate(list(seen))
+    low, high = np.percentile(values, [step.lower, step.upper]) if values.size else (0.0, 1.0)
+    return _between(float(low), float(high), step)
+
+
+def _between(low: float, high: float, out: Window | Percentile) -> Linear:
+    gain = (out.out_high - out.out_low) / max(high - low, 1e-8)
+    bounds = sorted((out.out_low, out.out_high)) if out.clip else [-np.inf, np.inf]
+    return Linear(gain, out.out_low - low * gain, bounds[0], bounds[1])
+
+
+def _chosen(
+    before: list[Linear], threshold: float | None, blocks: Callable[[], Iterable[Values]]
+) -> Iterable[NDArray[np.float32]]:
+    for block in blocks():
+        keep = block > np.float32(threshold) if threshold is not None else None
+        values = block.copy()
+        for step in before:
+            step.apply(values)
+        yield values.reshape(-1) if keep is None else values[keep]
+
+
+def _moments(parts: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
+    """Mean and population standard deviation in one pass, in double precision, merged block by block (Chan et al.)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for part in parts:
+        if part.size == 0:
+            continue
+        here = float(part.mean(dtype=np.float64))
+        spread = float(((part - np.float64(here)) ** 2).sum(dtype=np.float64))
+        total = count + part.size
+        squares += spread + (here - mean) ** 2 * count * part.size / total
+        mean += (here - mean) * part.size / total
+        count = total
+    return mean, float(np.sqrt(squares / count)) if count else 1.0

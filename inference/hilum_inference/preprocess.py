@@ -1,0 +1,216 @@
+"""The input as the network sees it: oriented, cropped, resampled, normalised and padded, a few planes at a time.
+
+Nothing of the volume is copied but the planes that the current row of windows reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilum_inference import intensity
+from hilum_inference.errors import MismatchError
+from hilum_inference.geometry import Box, ModelGrid, fit, oriented_axes
+from hilum_inference.manifest import Crop, Manifest
+from hilum_inference.volume import Volume
+from hilum_inference.windows import Layout, Shape
+
+BLOCK_PLANES = 32
+"""Planes resampled at once: enough that a strided read uses whole cache lines."""
+BODY_SHARE = 1e-3
+"""A plane belongs to the body where more than this share of its voxels lies above the threshold."""
+
+
+def model_grid(volume: Volume, manifest: Manifest) -> ModelGrid:
+    """The model's grid over a volume, cropped as the manifest says.
+
+    Raises:
+        MismatchError: another number of channels than the model has.
+        GeometryError: the grid is sheared.
+    """
+    if volume.channels != len(manifest.channels):
+        names = ", ".join(channel.name for channel in manifest.channels)
+        raise MismatchError(
+            f"The image has {volume.channels} channel(s), the model {manifest.name} needs "
+            f"{len(manifest.channels)}: {names}.",
+            code="channel_count",
+        )
+    return fit(volume.grid, manifest.geometry, crop_box(volume, manifest))
+
+
+def crop_box(volume: Volume, manifest: Manifest) -> Box | None:
+    """The part to segment on the oriented axes, in stored voxels; None for all of it."""
+    crop = manifest.crop
+    if crop.kind == "none":
+        return None
+    kept = _kept_planes(volume, crop)
+    if not all(indices.size for indices in kept):
+        return None  # nothing above the threshold: segment everything rather than guess
+    axes, flipped = oriented_axes(volume.grid, manifest.geometry)
+    ends = []
+    for axis, flip in zip(axes, flipped, strict=True):
+        size = volume.grid.shape[axis]
+        margin = int(np.ceil(crop.margin_mm / volume.grid.spacing[axis]))
+        low = max(int(kept[axis][0]) - margin, 0) // crop.grid * crop.grid
+        high = min(-(-(int(kept[axis][-1]) + 1 + margin) // crop.grid) * crop.grid, size)
+        ends.append((size - high, size - low) if flip else (low, high))
+    return ends[0], ends[1], ends[2]
+
+
+def _kept_planes(volume: Volume, crop: Crop) -> list[NDArray[np.intp]]:
+    """For each stored axis the indices of the planes that hold something to keep."""
+    voxels = float(np.prod(volume.grid.shape))
+    share = BODY_SHARE if crop.kind == "body" else 0.0
+    counts = _plane_counts(volume, crop)
+    return [np.flatnonzero(count >= max(1.0, share * voxels / count.size)) for count in counts]
+
+
+def _plane_counts(volume: Volume, crop: Crop) -> list[NDArray[np.int64]]:
+    """For each stored axis how many voxels of each plane are kept, in any channel."""
+    array = volume.array
+    slow, middle, fast = sorted(range(3), key=lambda a: -abs(array.strides[a + 1]))
+    counts = [np.zeros(n, np.int64) for n in volume.grid.shape]
+    threshold = (crop.threshold - volume.intercept) / (volume.slope or 1.0)
+    for plane in range(volume.grid.shape[slow]):
+        kept = np.zeros((), bool)
+        for channel in array:
+            part = channel.transpose(slow, middle, fast)[plane]
+            kept = kept | ((part != 0) if crop.kind == "non-zero" else (part > threshold))
+        counts[slow][plane] = np.count_nonzero(kept)
+        counts[middle] += np.count_nonzero(kept, axis=1)
+        counts[fast] += np.count_nonzero(kept, axis=0)
+    return counts
+
+
+class Source:
+    """Windows of the model's input, made from the stored voxels when they are asked for.
+
+    Args:
+        volume: the input.
+        grid: the model's grid over it.
+        manifest: intensity rules, window size, padding.
+    """
+
+    def __init__(self, volume: Volume, grid: ModelGrid, manifest: Manifest) -> None:
+        self._volume = volume
+        self._grid = grid
+        self._manifest = manifest
+        self._view = grid.view(volume.array)  # (C, d, h, w) of the box, as stored
+        self._planes: dict[int, NDArray[np.float32]] = {}
+
+    @cached_property
+    def padding(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Voxels added (before, after) on each axis so that one window fits: half before, the odd one after."""
+        missing = [max(w - n, 0) for w, n in zip(self._manifest.windows.size, self._grid.shape, strict=True)]
+        pairs = [(m // 2, m - m // 2) for m in missing]
+        return pairs[0], pairs[1], pairs[2]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the windows stand on the padded grid."""
+        sizes = [n + sum(pad) for n, pad in zip(self._grid.shape, self.padding, strict=True)]
+        rule = self._manifest.windows
+        return Layout((sizes[0], sizes[1], sizes[2]), rule.size, rule.overlap, rule.placement)
+
+    @cached_property
+    def normalisers(self) -> tuple[intensity.Normaliser, ...]:
+        """The intensity rule of each channel; reads the volume once where a rule needs its statistics."""
+        rule = self._manifest.intensity
+        after = rule.stage == "after-resampling"
+        return tuple(
+            intensity.fit(rule, self._manifest.intensity_steps(c), lambda c=c: self._blocks(c, after))  # type: ignore[misc]
+            for c in range(len(self._view))
+        )
+
+    def window(self, start: Shape) -> NDArray[np.float32]:
+        """(C, D, H, W) float32 of the window at ``start`` on the padded grid. Ask in the order of ``layout``."""
+        sweep = self.layout.sweep[0]
+        size = self.layout.size
+        self._load(start[sweep], start[sweep] + size[sweep])
+        window = np.empty((len(self._view), *size), np.float32)
+        planes = np.moveaxis(window, sweep + 1, 0)  # (planes, C, ...)
+        across = [slice(start[a], start[a] + size[a]) for a in range(3) if a != sweep]
+        for n in range(size[sweep]):
+            planes[n] = self._planes[start[sweep] + n][:, *across]
+        return window
+
+    def _load(self, first: int, last: int) -> None:
+        """Make the padded planes ``first`` to ``last`` - 1 along the sweep and drop those before."""
+        for gone in [p for p in self._planes if p < first]:
+            del self._planes[gone]
+        sweep = self.layout.sweep[0]
+        real = np.pad(np.arange(1, self._grid.shape[sweep] + 1), self.padding[sweep], self._mode) - 1  # -1: no source
+        missing = [p for p in range(first, last) if p not in self._planes]
+        for chunk in (missing[n : n + BLOCK_PLANES] for n in range(0, len(missing), BLOCK_PLANES)):
+            wanted = [int(real[p]) for p in chunk]
+            known = [p for p in wanted if p >= 0]
+            made = self._made(min(known), max(known) + 1) if known else None
+            for p, source in zip(chunk, wanted, strict=True):
+                self._planes[p] = self._blank() if made is None or source < 0 else made[source - min(known)]
+
+    @property
+    def _mode(self) -> Any:
+        return self._manifest.windows.padding  # the vocabulary is numpy's
+
+    def _blank(self) -> NDArray[np.float32]:
+        sweep = self.layout.sweep[0]
+        face = [n for a, n in enumerate(self.layout.shape) if a != sweep]
+        return np.full((len(self._view), *face), self._manifest.windows.padding_value, np.float32)
+
+    def _made(self, first: int, last: int) -> NDArray[np.float32]:
+        """(planes, C, ...) finished planes ``first`` to ``last`` - 1 of the model's grid along the sweep."""
+        sweep = self.layout.sweep[0]
+        after = self._manifest.intensity.stage == "after-resampling"
+        channels = []
+        for c, normaliser in enumerate(self.normalisers):
+            block = self._stored(c, sweep, *self._grid.maps[sweep].source_range(first, last))
+            if not after:
+                normaliser.apply(block)
+            block = self._resampled(block, sweep, first, last)
+            if after:
+                normaliser.apply(block)
+            channels.append(np.moveaxis(block, sweep, 0))
+        across = [self.padding[a] for a in range(3) if a != sweep]
+        stacked = np.stack(channels, axis=1)
+        if not any(sum(pad) for pad in across):
+            return stacked
+        value = {"constant_values": self._manifest.windows.padding_value} if self._mode == "constant" else {}
+        return np.pad(stacked, [(0, 0), (0, 0), *across], self._mode, **value)
+
+    def _stored(self, channel: int, axis: int, low: int, high: int) -> NDArray[np.float32]:
+        """(d, h, w) float32 values of a slab of the box, kept in the order of the stored memory."""
+        part = self._view[channel][*(slice(low, high) if a == axis else slice(None) for a in range(3))]
+        order = sorted(range(3), key=lambda a: -abs(part.strides[a]))
+        block = np.array(part.transpose(order), np.float32, order="C")
+        if self._volume.slope != 1.0:
+            block *= np.float32(self._volume.slope)
+        if self._volume.intercept != 0.0:
+            block += np.float32(self._volume.intercept)
+        return block.transpose(np.argsort(order))
+
+    def _resampled(self, block: NDArray[np.float32], sweep: int, first: int, last: int) -> NDArray[np.float32]:
+        """Resample a slab along all axes, the one that shrinks most first."""
+        order = sorted(range(3), key=lambda a: -abs(block.strides[a]))
+        block = block.transpose(order)
+        maps = self._grid.maps
+        for axis in sorted(range(3), key=lambda a: maps[a].size_out / maps[a].size_in):
+            ends = (first, last) if axis == sweep else (0, maps[axis].size_out)
+            block = maps[axis].resample(block, order.index(axis), *ends)
+        return block.transpose(np.argsort(order))
+
+    def _blocks(self, channel: int, resampled: bool) -> Iterator[NDArray[np.float32]]:
+        """The whole channel before or after resampling, block by block, not normalised."""
+        sweep = self.layout.sweep[0]
+        mapping = self._grid.maps[sweep]
+        length = mapping.size_out if resampled else mapping.size_in
+        for first in range(0, length, BLOCK_PLANES):
+            last = min(first + BLOCK_PLANES, length)
+            if resampled:
+                block = self._stored(channel, sweep, *mapping.source_range(first, last))
+                yield self._resampled(block, sweep, first, last)
+            else:
+                yield self._stored(channel, sweep, first, last)
