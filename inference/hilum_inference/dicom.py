@@ -1,0 +1,330 @@
+"""A DICOM series (folder, zip or one file) as a volume.
+
+Images are sorted along their common normal by ImagePositionPatient, and the distance between them comes from those
+positions: SliceThickness and SpacingBetweenSlices are often wrong and are read for a single image only. Positions are
+rounded in practice, so steps may differ by 2 % or 0.1 mm; a larger gap is a missing image and is refused. World
+coordinates turn from LPS to RAS here. The array is (1, columns, rows, images): i runs along a row.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilum_inference.errors import GeometryError, LimitError, UnreadableError
+from hilum_inference.gate.limits import Limits
+from hilum_inference.volume import Affine, Grid, Volume
+
+STEP_TOLERANCE = 0.02
+"""Share by which a step between images may differ from the usual one..."""
+STEP_TOLERANCE_MM = 0.1
+"""...or this many millimetres, whichever is more: positions are written with few digits."""
+ALIKE = 1e-3
+"""Largest difference of orientation cosines and pixel spacing (mm) within one series."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NO_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "FID", "DOC"})
+_TAGS = [
+    *("SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
+    *("PhotometricInterpretation", "PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+]
+# What pydicom and its decoders raise on damaged data, as met in practice.
+_FAULTS = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """What one file says of its image; mm, LPS."""
+
+    path: Path
+    series: str
+    modality: str
+    size: tuple[int, int]  # (columns, rows)
+    dtype: np.dtype[Any]
+    compressed: bool
+    position: NDArray[np.float64]  # (3,)
+    axes: NDArray[np.float64]  # (3, 2): unit vectors along a row and along a column
+    spacing: NDArray[np.float64]  # (2,): between columns, between rows
+    thickness: float
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+
+
+def read_series(path: Path, *, series: str | None = None, limits: Limits | None = None) -> Volume:
+    """The volume of one series.
+
+    Args:
+        path: a folder (searched to its depths; files that are no DICOM images are passed over), a zip or one file.
+        series: its SeriesInstanceUID, needed only where there are several.
+        limits: bounds on files and voxels; the defaults where left out.
+
+    Raises:
+        UnreadableError: no image, several series, images that do not belong together or cannot be decoded.
+        GeometryError: positions missing, doubled or with a gap.
+        LimitError: too many files or voxels.
+    """
+    limits = limits or Limits()
+    if path.is_file() and path.open("rb").read(4) == b"PK\x03\x04":
+        from hilum_inference.gate.archive import unpack
+
+        with tempfile.TemporaryDirectory(prefix="hilum-") as folder:
+            unpack(path, Path(folder), limits)
+            return read_series(Path(folder), series=series, limits=limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's remarks on sloppy headers quote their values
+        images = _choose(_images(_files(path, limits)), series)
+        ordered, affine = _place(_alike(images))
+        columns, rows = ordered[0].size
+        shape = (columns, rows, len(ordered))
+        if math.prod(shape) > limits.max_voxels or max(shape) > limits.max_dimension:
+            raise LimitError(
+                f"The series has {columns} x {rows} x {len(ordered)} voxels; allowed are {limits.max_voxels} in all "
+                f"and {limits.max_dimension} along an axis.",
+                code="too_many_voxels",
+            )
+        grid = Grid(shape, _LPS_TO_RAS @ affine)
+        return _stack(ordered, grid)
+
+
+def _files(path: Path, limits: Limits) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    if len(files) > limits.max_files:
+        raise LimitError(f"The folder holds {len(files)} files; allowed are {limits.max_files}.", code="too_many_files")
+    return files
+
+
+def _images(files: Iterable[Path]) -> list[_Image]:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise UnreadableError("DICOM is read with the extra: pip install 'hilum[dicom]'.", code="no_dicom") from error
+    found = []
+    for number, path in enumerate(files, start=1):
+        with path.open("rb") as file:
+            if file.read(132)[128:] != b"DICM":
+                continue
+        try:
+            head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            if "Rows" in head and head.get("Modality") not in _NO_IMAGES:
+                found.append(_image(path, head))
+        except _FAULTS as error:
+            raise UnreadableError(f"DICOM file {number} has a damaged header; export it again.") from error
+    return found
+
+
+def _image(path: Path, head: Any) -> _Image:
+    """The checked header of one image; plain ValueErrors mean that a value is damaged."""
+    if int(head.get("NumberOfFrames") or 1) > 1:
+        raise UnreadableError(
+            "The DICOM file holds many frames; export it as a classic series, one image a file.", code="multi_frame"
+        )
+    if head.get("SamplesPerPixel", 1) != 1 or head.get("PhotometricInterpretation") != "MONOCHROME2":
+        raise UnreadableError(
+            f"The images are {head.get('PhotometricInterpretation')}; only MONOCHROME2 (grey, larger is brighter) is "
+            "read.",
+            code="not_monochrome2",
+        )
+    bits = int(head.BitsAllocated)
+    if bits not in (8, 16, 32):
+        raise UnreadableError(f"The pixels take {bits} bits; 8, 16 and 32 are read.", code="unsupported_type")
+    orientation = _numbers(head, "ImageOrientationPatient", 6)
+    axes = orientation.reshape(2, 3).T
+    lengths = np.linalg.norm(axes, axis=0)
+    if np.abs(lengths - 1).max() > 0.01:
+        raise GeometryError("ImageOrientationPatient does not hold two unit vectors.", code="bad_orientation")
+    slope, intercept = float(head.get("RescaleSlope") or 1), float(head.get("RescaleIntercept") or 0)
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise UnreadableError(f"The rescaling ({slope:g}, {intercept:g}) is not finite.", code="bad_scaling")
+    return _Image(
+        path=path,
+        series=str(head.get("SeriesInstanceUID", "")),
+        modality=str(head.get("Modality", "")),
+        size=(int(head.Columns), int(head.Rows)),
+        dtype=np.dtype(f"{'i' if head.get('PixelRepresentation') else 'u'}{bits // 8}"),
+        compressed=bool(head.file_meta.TransferSyntaxUID.is_compressed),
+        position=_numbers(head, "ImagePositionPatient", 3),
+        axes=axes / lengths,
+        spacing=_numbers(head, "PixelSpacing", 2)[::-1],
+        thickness=float(head.get("SliceThickness") or head.get("SpacingBetweenSlices") or 0),
+        slope=slope,
+        intercept=intercept,
+        padding=_padding(head),
+    )
+
+
+def _numbers(head: Any, tag: str, count: int) -> NDArray[np.float64]:
+    value = head.get(tag)
+    numbers = np.array([] if value is None else [float(v) for v in value])
+    if numbers.size != count or not np.isfinite(numbers).all():
+        raise GeometryError(
+            f"An image lacks {tag}, so it cannot be placed in space; export the original CT or MR images.",
+            code="missing_position",
+        )
+    return numbers
+
+
+def _padding(head: Any) -> tuple[int, int] | None:
+    """Lowest and highest stored value that mean "nothing was measured here"."""
+    value, limit = head.get("PixelPaddingValue"), head.get("PixelPaddingRangeLimit")
+    if value is None:
+        return None
+    low, high = sorted((int(value), int(value if limit is None else limit)))
+    return low, high
+
+
+def _choose(images: Sequence[_Image], series: str | None) -> list[_Image]:
+    groups: dict[str, list[_Image]] = {}
+    for image in images:
+        groups.setdefault(image.series, []).append(image)
+    if not groups:
+        raise UnreadableError("There is no DICOM image in it; send the files of one CT or MR series.", code="no_images")
+    if series is None and len(groups) == 1:
+        return next(iter(groups.values()))
+    if series in groups:
+        return groups[series]
+    names = [f"{uid} ({group[0].modality}, {len(group)} images)" for uid, group in list(groups.items())[:8]]
+    more = f" and {len(groups) - 8} more" if len(groups) > 8 else ""
+    raise UnreadableError(
+        f"There are {len(groups)} series, none of them chosen: {'; '.join(names)}{more}; send one, or name one.",
+        code="several_series" if series is None else "unknown_series",
+    )
+
+
+def _alike(images: list[_Image]) -> list[_Image]:
+    first = images[0]
+    if any(image.size != first.size for image in images):
+        raise UnreadableError(
+            "The images of the series differ in size; send one stack of equal images.", code="mixed_sizes"
+        )
+    if any(np.abs(image.axes - first.axes).max() > ALIKE for image in images):
+        raise GeometryError(
+            "The images of the series are not parallel (a localizer, or several stacks); send one parallel stack.",
+            code="mixed_orientations",
+        )
+    if any(np.abs(image.spacing - first.spacing).max() > ALIKE for image in images):
+        raise GeometryError("The images of the series differ in pixel spacing; send one stack.", code="mixed_spacing")
+    return images
+
+
+def _place(images: list[_Image]) -> tuple[list[_Image], Affine]:
+    """The images in the order of their positions along the normal, and the LPS affine of (column, row, image)."""
+    axes, spacing = images[0].axes, images[0].spacing
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    ordered = sorted(images, key=lambda image: float(image.position @ normal))
+    positions = np.array([image.position for image in ordered])  # (images, 3)
+    if len(ordered) == 1:
+        step = normal * ordered[0].thickness
+    else:
+        _check_steps(positions @ normal)
+        step = (positions[-1] - positions[0]) / (len(ordered) - 1)
+        straight = positions[0] + np.arange(len(ordered))[:, None] * step
+        if np.abs(positions - straight).max() > _tolerance(float(np.linalg.norm(step))):
+            raise GeometryError("The images do not lie on a straight line; send one stack.", code="uneven_positions")
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = axes[:, 0] * spacing[0], axes[:, 1] * spacing[1]
+    affine[:3, 2], affine[:3, 3] = step, positions[0]
+    return ordered, affine
+
+
+def _tolerance(step: float) -> float:
+    return max(STEP_TOLERANCE * step, STEP_TOLERANCE_MM)
+
+
+def _check_steps(along: NDArray[np.float64]) -> None:
+    """Refuse doubled images and gaps; ``along`` are the sorted positions on the normal in mm."""
+    steps = np.diff(along)
+    usual = float(np.median(steps))
+    close = int(np.argmin(steps))
+    if steps[close] < max(0.25 * usual, 1e-3):
+        raise GeometryError(
+            f"Images {close + 1} and {close + 2} lie at the same place ({along[close]:.2f} mm): doubled files, or "
+            "several phases in one series; send each place once.",
+            code="duplicate_slices",
+        )
+    far = int(np.argmax(np.abs(steps - usual)))
+    if abs(steps[far] - usual) > _tolerance(usual):
+        missing = round(steps[far] / usual) - 1
+        what = f"{missing} image(s) are missing" if missing > 0 else "the steps are uneven"
+        raise GeometryError(
+            f"Between {along[far]:.2f} and {along[far + 1]:.2f} mm the step is {steps[far]:.2f} mm where "
+            f"{usual:.2f} mm is usual: {what}; send the complete series.",
+            code="missing_slices" if missing > 0 else "uneven_positions",
+        )
+
+
+def _stack(images: list[_Image], grid: Grid) -> Volume:
+    """Decode every image into one array; a rescaling that differs between images is applied here."""
+    rescalings = {(image.slope, image.intercept) for image in images}
+    stored = np.result_type(*{image.dtype for image in images})
+    alike = len(rescalings) == 1
+    dtype = stored if alike else _rescaled_type(stored, rescalings)
+    array = np.empty(grid.shape, dtype, order="F")
+    for k, image in enumerate(images):
+        plane = _pixels(image, k + 1)
+        if not alike:
+            plane = plane.astype(np.float64) * image.slope + image.intercept
+        array[:, :, k] = plane.T
+    slope, intercept = next(iter(rescalings)) if alike else (1.0, 0.0)
+    return Volume(array[None], grid, slope, intercept)
+
+
+def _rescaled_type(stored: np.dtype[Any], rescalings: Iterable[tuple[float, float]]) -> np.dtype[Any]:
+    """int32 where every rescaled value is a whole number that fits, else float32."""
+    info = np.iinfo(stored)
+    largest = max(abs(info.min), info.max)
+    whole = all(
+        slope.is_integer() and intercept.is_integer() and abs(slope) * largest + abs(intercept) < 2**31
+        for slope, intercept in rescalings
+    )
+    return np.dtype(np.int32 if whole else np.float32)
+
+
+def _pixels(image: _Image, number: int) -> NDArray[Any]:
+    """(rows, columns) stored values; what CT scanners pad with becomes the lowest value that was measured."""
+    from pydicom.pixels import pixel_array
+
+    try:
+        plane: NDArray[Any] = pixel_array(image.path, decoding_plugin="pylibjpeg" if image.compressed else "")
+    except _FAULTS as error:
+        raise UnreadableError(
+            f"The pixels of image {number} cannot be decoded (damaged, or compressed in a way that is not read); "
+            "export the series uncompressed.",
+            code="bad_pixels",
+        ) from error
+    if plane.shape != image.size[::-1] or not np.can_cast(plane.dtype, image.dtype, "same_kind"):
+        raise UnreadableError(
+            f"The pixels of image {number} contradict its header; export it again.", code="bad_pixels"
+        )
+    if image.padding is None or image.modality != "CT":  # MR pads with 0, which is background anyway
+        return plane
+    padded = (plane >= image.padding[0]) & (plane <= image.padding[1])
+    if padded.any() and not padded.all():
+        plane[padded] = plane[~padded].min()
+    return plane
