@@ -1,0 +1,179 @@
+"""The composition root: the one place that chooses and connects the parts of a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from hilum_client.wire import API, PROBLEM
+from hilum_inference.errors import HilumError
+from hilum_server.auth import Doorkeeper
+from hilum_server.datastore import Volumes
+from hilum_server.door import LOOPBACK_NAMES, Door, DoorRules
+from hilum_server.gateway import Gateway
+from hilum_server.jobs import Jobs
+from hilum_server.metrics import Metrics
+from hilum_server.problems import BACK_END_TEXTS, ProblemError, problem_of
+from hilum_server.receive import Receiver
+from hilum_server.routes import health, jobs, models, segment, volumes
+from hilum_server.schemas import ProblemModel
+from hilum_server.settings import Settings
+from hilum_server.start import Started, start
+from hilum_server.store import Store
+
+SWEEP_SECONDS = 60.0
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
+HTTP_TEXTS = {
+    404: "There is nothing at this address; /openapi.json lists what there is.",
+    405: "This address does not know that method; /openapi.json lists what it knows.",
+}
+
+
+def create_app(settings: Settings, started: Started | None = None) -> FastAPI:
+    """A gateway as an ASGI application.
+
+    Args:
+        settings: what it is told.
+        started: its processes, where they were started earlier; else they are started now.
+
+    Raises:
+        AccountError, DataFolderError: as ``start``.
+    """
+    owned = started is None
+    started = started or start(settings)
+    gateway = _compose(settings, started)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with _running(gateway):
+            yield
+        if owned:
+            started.close()
+
+    app = FastAPI(title="Hilum", version=_version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.gateway = gateway
+    problems: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": ProblemModel, "description": "The request is at fault"}
+    }
+    for router in (models.router, volumes.router, segment.router, jobs.router):
+        app.include_router(router, prefix=API, responses=problems)
+    app.include_router(health.router)
+    _add_handlers(app)
+    _describe(app)
+    hosts = None if settings.needs_login else LOOPBACK_NAMES | {host.lower() for host in settings.auth.hosts}
+    rules = DoorRules(hosts, settings.server.max_requests)
+    keeper = Doorkeeper(settings, started.accounts)
+    app.add_middleware(Door, rules=rules, keeper=keeper, metrics=gateway.metrics)
+    return app
+
+
+def _compose(settings: Settings, started: Started) -> Gateway:
+    data = settings.storage.data
+    kept = Volumes(data / "volumes", settings.storage.reserve_mib << 20)
+    metrics = Metrics()
+    queue = Jobs(Store(data / "jobs.sqlite"), started.link, data / "jobs", settings.server, metrics)
+    receiver = Receiver(settings, kept, started.cage)
+    return Gateway(settings, started.link, queue, kept, receiver, metrics)
+
+
+@contextlib.asynccontextmanager
+async def _running(gateway: Gateway) -> AsyncIterator[None]:
+    await asyncio.to_thread(gateway.volumes.open)
+    await gateway.jobs.start(gateway.volumes.locate)
+    gateway.link.start(gateway.jobs.heard, gateway.jobs.died)
+    sweeper = asyncio.create_task(_sweep(gateway), name="sweeper")
+    try:
+        yield
+    finally:
+        sweeper.cancel()
+        await asyncio.gather(sweeper, return_exceptions=True)
+        await gateway.jobs.stop()
+
+
+async def _sweep(gateway: Gateway) -> None:
+    hours = gateway.settings.storage.keep_hours
+    while hours is not None:
+        moment = time.time() - hours * 3600
+        await gateway.jobs.sweep(moment)
+        for volume_id in await asyncio.to_thread(gateway.volumes.older_than, moment):
+            if not gateway.jobs.uses(volume_id):
+                with contextlib.suppress(ProblemError):  # its owner was quicker
+                    await asyncio.to_thread(gateway.volumes.delete, volume_id)
+        await asyncio.sleep(min(SWEEP_SECONDS, hours * 3600))
+
+
+def _add_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ProblemError)
+    async def problem(_request: Request, error: Exception) -> JSONResponse:
+        return _answer(error if isinstance(error, ProblemError) else _internal())
+
+    @app.exception_handler(HilumError)
+    async def of_the_heart(_request: Request, error: Exception) -> JSONResponse:
+        return _answer(problem_of(error) if isinstance(error, HilumError) else _internal())
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: Exception) -> JSONResponse:
+        return _answer(_of_validation(error) if isinstance(error, RequestValidationError) else _internal())
+
+    @app.exception_handler(HTTPException)
+    async def of_http(_request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error.__cause__, ProblemError):  # raised while FastAPI read the body
+            return _answer(error.__cause__)
+        return _answer(_of_http(error) if isinstance(error, HTTPException) else _internal())
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_request: Request, _error: Exception) -> JSONResponse:
+        return _answer(_internal())
+
+
+def _answer(problem: ProblemError) -> JSONResponse:
+    return JSONResponse(problem.body(), problem.status, dict(problem.headers), PROBLEM)
+
+
+def _internal() -> ProblemError:
+    return ProblemError(500, "internal", BACK_END_TEXTS["internal"])
+
+
+def _of_http(error: HTTPException) -> ProblemError:
+    code = HTTP_CODES.get(error.status_code, "bad_request")
+    text = HTTP_TEXTS.get(error.status_code, "The request cannot be understood.")
+    return ProblemError(error.status_code, code, text, error.headers or {})
+
+
+def _of_validation(error: RequestValidationError) -> ProblemError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    if first["type"] == "json_invalid":
+        return ProblemError(400, "bad_json", "The request's body is not valid JSON.")
+    return ProblemError(422, "invalid_request", f"The request is not valid at {where}: {first['msg']}.")
+
+
+def _describe(app: FastAPI) -> None:
+    """Say in OpenAPI that errors are problem JSON."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = original()
+        for path in document["paths"].values():
+            for operation in path.values():
+                for status, response in operation.get("responses", {}).items():
+                    content = response.get("content", {})
+                    if status[0] == "4" and "application/json" in content:
+                        content[PROBLEM] = content.pop("application/json")
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("hilum")

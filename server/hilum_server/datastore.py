@@ -1,0 +1,164 @@
+"""The folder of volumes: each in ``volumes/<id>/`` with its decoded file and ``meta.json``, visible only when whole."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hilum_inference.errors import HilumError
+from hilum_inference.files import sync_folder, write_atomically
+from hilum_server.problems import disk_full, not_found
+
+META_NAME = "meta.json"
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class DataFolderError(HilumError):
+    """The data folder cannot be used; the message says why."""
+
+    code = "data_folder"
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """What is known of a stored volume.
+
+    Attributes:
+        shape: voxels along i, j, k.
+        spacing: mm along i, j, k.
+        orientation: direction in which i, j, k increase, such as ``LPS``.
+        bytes, sha256: of the upload as it arrived.
+        file: name of the decoded file within the volume's folder.
+        created: seconds since 1970.
+    """
+
+    id: str
+    owner: str
+    kind: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    orientation: str
+    dtype: str
+    channels: int
+    bytes: int
+    sha256: str
+    file: str
+    created: float
+
+    def public(self) -> dict[str, Any]:
+        """What the API shows."""
+        return {name: value for name, value in asdict(self).items() if name not in ("owner", "file", "created")}
+
+
+class Volumes:
+    """Stored volumes under one folder; blocking, a few file-system calls each."""
+
+    def __init__(self, folder: Path, reserve: int = 0) -> None:
+        self._folder = folder
+        self._arriving = folder / ".arriving"
+        self._reserve = reserve
+
+    def open(self) -> None:
+        """Make the folder and remove what an interrupted gateway left half received."""
+        shutil.rmtree(self._arriving, ignore_errors=True)
+        self._arriving.mkdir(parents=True, mode=0o700)
+
+    def check_space(self, needed: int) -> None:
+        """Refuse before the first byte what would fill the disk.
+
+        Raises:
+            ProblemError: 507.
+        """
+        if shutil.disk_usage(self._folder).free < needed + self._reserve:
+            raise disk_full()
+
+    @contextmanager
+    def arrival(self, volume_id: str) -> Iterator[Path]:
+        """A private folder to receive into; whatever is not moved out by ``keep`` is removed at the end."""
+        folder = self._arriving / volume_id
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def keep(self, arrived: Path, info: VolumeInfo) -> None:
+        """Make a received volume visible, atomically and durably."""
+        write_atomically(arrived / META_NAME, json.dumps(asdict(info)).encode())
+        arrived.rename(self._folder / info.id)
+        sync_folder(self._folder)
+
+    def get(self, volume_id: str, owner: str | None) -> VolumeInfo:
+        """One volume of ``owner`` (None: of anyone).
+
+        Raises:
+            ProblemError: 404, the same for unknown, malformed and another's id.
+        """
+        info = self._read(volume_id) if _ID.fullmatch(volume_id) else None
+        if info is None or (owner is not None and info.owner != owner):
+            raise not_found("volume")
+        return info
+
+    def locate(self, volume_id: str) -> Path | None:
+        """The decoded file of a volume."""
+        info = self._read(volume_id) if _ID.fullmatch(volume_id) else None
+        return None if info is None else self._folder / volume_id / info.file
+
+    def delete(self, volume_id: str) -> None:
+        """Remove a volume: first from sight, then from the disk."""
+        gone = self._arriving / f"{volume_id}.gone"
+        try:
+            (self._folder / volume_id).rename(gone)
+        except FileNotFoundError:
+            raise not_found("volume") from None
+        sync_folder(self._folder)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def older_than(self, moment: float) -> list[str]:
+        """Ids of volumes that came before ``moment``."""
+        infos = [self._read(entry.name) for entry in os.scandir(self._folder) if _ID.fullmatch(entry.name)]
+        return [info.id for info in infos if info is not None and info.created < moment]
+
+    def _read(self, volume_id: str) -> VolumeInfo | None:
+        try:
+            meta: Mapping[str, Any] = json.loads((self._folder / volume_id / META_NAME).read_bytes())
+        except FileNotFoundError:
+            return None
+        return VolumeInfo(**{**meta, "shape": tuple(meta["shape"]), "spacing": tuple(meta["spacing"])})
+
+
+def hold(data: Path) -> int:
+    """Make the data folder and hold it alone; the handle to keep open (released when the process ends).
+
+    Raises:
+        DataFolderError: it cannot be made, or another gateway holds it.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(data / "gateway.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DataFolderError(
+            f"The data folder {data} cannot be used: {error.strerror}; choose another with --data."
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise DataFolderError(
+            f"Another gateway works in {data}; stop it, choose another folder with --data, or talk to it with --server."
+        ) from error
+    return handle
+
+
+def new_info(volume_id: str, owner: str, found: Mapping[str, Any]) -> VolumeInfo:
+    """A volume that has just arrived."""
+    return VolumeInfo(id=volume_id, owner=owner, created=time.time(), **found)

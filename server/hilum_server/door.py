@@ -1,0 +1,154 @@
+"""The door every request passes: host and origin, login, limits of small bodies, security headers, counting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from hilum_client.wire import API
+from hilum_server.problems import ProblemError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from hilum_server.auth import Doorkeeper
+    from hilum_server.metrics import Metrics
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""Answered to anyone, and even where too many requests are under way."""
+UPLOAD_PATH = f"{API}/volumes"
+SMALL_BODY = 256 * 1024
+SMALL_BODY_SECONDS = 15.0
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+}
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+
+log = logging.getLogger("hilum.access")
+
+
+@dataclass(frozen=True)
+class DoorRules:
+    """What the door checks besides the login.
+
+    Attributes:
+        hosts: host names a request may carry, lower case; None is any (behind a login a foreign name gains nothing).
+        max_requests: under way at once, but for the health routes.
+    """
+
+    hosts: frozenset[str] | None
+    max_requests: int
+
+
+class Door:
+    """ASGI middleware around the whole application; every request that is let in carries its principal in its state."""
+
+    def __init__(self, app: ASGIApp, rules: DoorRules, keeper: Doorkeeper, metrics: Metrics) -> None:
+        self._app = app
+        self._rules = rules
+        self._keeper = keeper
+        self._metrics = metrics
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request in, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        self._under_way += 1
+        try:
+            await self._pass(scope, receive, noting_send)
+        finally:
+            self._under_way -= 1
+            seconds = time.perf_counter() - started
+            route = route_of(scope)
+            self._metrics.answered(scope["method"], route, status, seconds)
+            log.info("%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                await self._check(request)
+        except ProblemError as problem:
+            response = JSONResponse(problem.body(), problem.status, dict(problem.headers), problem.media_type)
+            await response(scope, receive, send)
+            return
+        upload = scope["path"] == UPLOAD_PATH and scope["method"] in ("PUT", "POST")
+        await self._app(scope, receive if upload else _small(receive), send)
+
+    async def _check(self, request: Request) -> None:
+        if self._under_way > self._rules.max_requests:
+            raise ProblemError(503, "too_many_requests", "Too many requests at once; try again.", {"Retry-After": "1"})
+        host = host_of(request.headers.get("host", ""))
+        if self._rules.hosts is not None and host not in self._rules.hosts:
+            raise ProblemError(403, "bad_host", "This host name is not served here; see the setting HILUM_HOSTS.")
+        origin = request.headers.get("origin")
+        if request.method not in SAFE_METHODS and origin is not None:
+            here = request.headers.get("host", "").lower()
+            if urlsplit(origin).netloc.lower() != here:
+                raise ProblemError(403, "foreign_origin", "Pages of another origin may not change anything here.")
+        client = request.client.host if request.client else None
+        request.state.principal = await self._keeper.admit(request.headers.get("authorization"), client)
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that answered, never the path itself: that holds ids."""
+    route: str = getattr(scope.get("route"), "path", "other")
+    return API + route if scope["path"].startswith(API + "/") and not route.startswith((API, "other")) else route
+
+
+def host_of(header: str) -> str:
+    """The name in a Host header, without port and brackets, lower case."""
+    name = header.lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
+
+
+def _small(receive: Receive) -> Receive:
+    received = 0
+    deadline = time.monotonic() + SMALL_BODY_SECONDS
+    ended = False
+
+    async def limited() -> Message:
+        nonlocal received, ended
+        if ended:  # from here on only the end of the connection can come, whenever it does
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+        except TimeoutError:
+            text = f"The request's body did not arrive within {SMALL_BODY_SECONDS:g} s."
+            raise ProblemError(408, "body_too_slow", text, {"Connection": "close"}) from None
+        received += len(message.get("body", b""))
+        if received > SMALL_BODY:
+            text = f"The request's body is larger than {SMALL_BODY} bytes."
+            raise ProblemError(413, "too_large", text, {"Connection": "close"})
+        ended = not message.get("more_body", False)
+        return message
+
+    return limited

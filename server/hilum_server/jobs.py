@@ -1,0 +1,375 @@
+"""The durable queue: what is to be done, what is being done, and what became of it.
+
+The store holds every change of state before anyone hears of it; progress lives here. One interactive and one batch job
+run at a time, each in its lane of the worker. All methods belong to the event loop; the store runs in one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from hilum_server.link import Message, WorkerLink
+from hilum_server.metrics import Metrics
+from hilum_server.problems import BACK_END_TEXTS, ProblemError, not_found, shutting_down
+from hilum_server.settings import ServerSettings
+from hilum_server.store import Job, Store, requeued
+from hilum_server.worker import LANES, MASK_NAME
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+GUESSED_SECONDS = 10.0
+"""Length of a job before the first has ended, for Retry-After."""
+POISON: Mapping[str, str] = {"code": "poison", "detail": BACK_END_TEXTS["poison"]}
+
+log = logging.getLogger("hilum.jobs")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Windows done, all windows, and the seconds left where they are known."""
+
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+
+
+@dataclass
+class _Live:
+    """An unfinished job with what only memory knows."""
+
+    job: Job
+    paths: Sequence[str]
+    progress: Progress = Progress()
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def new_id() -> str:
+    """128 random bits as 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+class Jobs:
+    """The queue of one gateway.
+
+    Args:
+        folder: each job's outputs lie in ``folder/<id>``.
+        locate: path of a volume's file by its id, or None where it is gone.
+    """
+
+    def __init__(self, store: Store, link: WorkerLink, folder: Path, limits: ServerSettings, metrics: Metrics) -> None:
+        self._store = store
+        self._link = link
+        self._folder = folder
+        self._limits = limits
+        self._metrics = metrics
+        self._live: dict[str, _Live] = {}
+        self._lanes: dict[str, str | None] = dict.fromkeys(LANES)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._turn = asyncio.Lock()
+        self._seconds = GUESSED_SECONDS
+        self._closing = False
+        self.draining = False
+
+    async def start(self, locate: Callable[[str], Path | None]) -> None:
+        """Open the store and take up what an earlier gateway left; ``locate`` finds a volume's file by its id."""
+        await self._in_thread(self._store.open)
+        for job in await self._in_thread(self._store.recover, self._limits.attempts, POISON):
+            found = [locate(volume) for volume in job.images.values()]
+            if None in found:
+                await self._change(job, status="failed", ended=time.time(), error=_LOST)
+            else:
+                self._live[job.id] = _Live(job, [str(path) for path in found])
+
+    async def drain(self) -> None:
+        """Take and begin nothing new, let running jobs end within the grace period, then let go of those who follow."""
+        self.draining = True
+        deadline = time.monotonic() + self._limits.grace_seconds
+        while any(self._lanes.values()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        self._closing = True
+        for live in self._live.values():
+            self._pulse(live)
+
+    async def stop(self) -> None:
+        """Drain, end the worker, put what still ran back into the queue and close the store."""
+        await self.drain()
+        await self._link.stop()
+        for live in list(self._live.values()):
+            if live.job.status == "running":  # stopped by us, not its fault: this attempt does not count
+                attempts = live.job.attempts - 1
+                await self._change(live.job, status="queued", started=None, attempts=attempts)
+        await self._in_thread(self._store.close)
+        self._thread.shutdown()
+
+    async def submit(self, job: Job, paths: Sequence[str]) -> Job:
+        """Accept a job, or answer the one its owner submitted under the same key.
+
+        Raises:
+            ProblemError: 422 key used for another request, 429 or 503 queue full, 503 shutting down.
+        """
+        async with self._turn:
+            self._admit(job)
+            job, new = await self._in_thread(self._store.add, replace(job, created=time.time()))
+            if new:
+                self._live[job.id] = _Live(job, paths)
+        if new:
+            await self._dispatch()
+        return self._live[job.id].job if job.id in self._live else job
+
+    async def known(self, job: Job) -> Job | None:
+        """The job already submitted under this owner and key.
+
+        Raises:
+            ProblemError: 422 where that was for another request.
+        """
+        if job.key is None:
+            return None
+        same = await self._in_thread(self._store.by_key, job.owner, job.key)
+        if same is not None and (same.images, same.model, same.priority) != (job.images, job.model, job.priority):
+            raise ProblemError(422, "key_reused", "This Idempotency-Key was used for another request; use a new one.")
+        return same
+
+    async def get(self, job_id: str, owner: str | None) -> Job:
+        """One job of ``owner`` (None: of anyone).
+
+        Raises:
+            ProblemError: 404.
+        """
+        live = self._live.get(job_id)
+        job = live.job if live else await self._in_thread(self._store.get, job_id)
+        if job is None or (owner is not None and job.owner != owner):
+            raise not_found("job")
+        return job
+
+    async def list(self, owner: str | None, limit: int) -> Sequence[Job]:
+        """The newest jobs first."""
+        return await self._in_thread(self._store.list, owner, limit)
+
+    def progress(self, job: Job) -> Progress:
+        """How far a job is."""
+        if live := self._live.get(job.id):
+            return live.progress
+        windows = int((job.report or {}).get("windows", 0))
+        return Progress(windows, windows, 0.0 if windows else None)
+
+    async def wait(self, job: Job, seconds: float) -> Job:
+        """The job once it is finished, or as it is after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while (live := self._live.get(job.id)) and (left := deadline - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(live.changed.wait(), left)
+            except TimeoutError:
+                break
+        return await self.get(job.id, None)
+
+    async def follow(self, job: Job, heartbeat: float) -> AsyncIterator[Job | None]:
+        """The job now and after each change until it is finished; None each ``heartbeat`` seconds without one."""
+        while True:
+            live = self._live.get(job.id)
+            changed = live.changed if live else None
+            job = await self.get(job.id, None)
+            yield job
+            if changed is None or job.finished or self._closing:
+                return
+            while True:
+                try:
+                    await asyncio.wait_for(changed.wait(), heartbeat)
+                    break
+                except TimeoutError:
+                    yield None
+
+    async def cancel(self, job: Job) -> Job:
+        """Cancel a job; compute stops before its next window.
+
+        Raises:
+            ProblemError: 409 where it has already ended otherwise.
+        """
+        async with self._turn:
+            job = await self.get(job.id, None)
+            if job.status == "cancelled":
+                return job
+            if job.finished:
+                raise ProblemError(
+                    409, "already_finished", f"The job is {job.status}; only unfinished jobs can be cancelled."
+                )
+            self._link.send({"do": "cancel", "job": job.id})
+            return await self._change(job, status="cancelled", ended=time.time())
+
+    async def retry(self, job: Job, paths: Sequence[str]) -> Job:
+        """Queue a failed or cancelled job again, its attempts counted from nought.
+
+        Raises:
+            ProblemError: 409 where it is neither or its lane has not let go of it yet; as ``submit``.
+        """
+        async with self._turn:
+            job = await self.get(job.id, None)
+            if job.status not in ("failed", "cancelled") or job.id in self._lanes.values():
+                raise ProblemError(
+                    409, "not_retryable", f"The job is {job.status}; only failed and cancelled ones can be retried."
+                )
+            self._admit(job)
+            fresh = replace(job, status="queued", attempts=0, started=None, ended=None, error=None)
+            if await self._in_thread(self._store.save, fresh, job.status):
+                self._live[job.id] = _Live(fresh, paths)
+        await self._dispatch()
+        return fresh
+
+    async def delete(self, job: Job) -> None:
+        """Forget a finished job and its outputs.
+
+        Raises:
+            ProblemError: 409 where it is not finished.
+        """
+        async with self._turn:
+            job = await self.get(job.id, None)
+            if not job.finished or job.id in self._lanes.values():
+                raise ProblemError(409, "not_finished", f"The job is {job.status}; cancel it before deleting it.")
+            await self._in_thread(self._store.delete, job.id)
+            await self._in_thread(shutil.rmtree, self.folder(job), True)
+
+    async def sweep(self, moment: float) -> None:
+        """Delete jobs that ended before ``moment``."""
+        for job in await self._in_thread(self._store.finished_before, moment):
+            if job.id not in self._lanes.values():
+                await self._in_thread(self._store.delete, job.id)
+                await self._in_thread(shutil.rmtree, self.folder(job), True)
+
+    def folder(self, job: Job) -> Path:
+        """Where a job's outputs lie."""
+        return self._folder / job.id
+
+    def mask(self, job: Job) -> Path:
+        """The mask of a finished job, ``.nii.gz``."""
+        return self.folder(job) / MASK_NAME
+
+    def uses(self, volume: str) -> bool:
+        """Whether an unfinished job needs this volume."""
+        return any(volume in live.job.images.values() for live in self._live.values())
+
+    def counts(self) -> Mapping[str, int]:
+        """Unfinished jobs by status."""
+        states = [live.job.status for live in self._live.values()]
+        return {status: states.count(status) for status in ("queued", "running")}
+
+    async def heard(self, message: Message) -> None:
+        """Take a message of the worker."""
+        if message["say"] == "ready":
+            await self._dispatch()
+            return
+        live = self._live.get(message["job"])
+        if message["say"] == "progress":
+            if live and live.job.status == "running":
+                live.progress = Progress(message["done"], message["total"], message["seconds"])
+                self._pulse(live)
+            return
+        async with self._turn:
+            self._let_go(message["job"])
+            if live and live.job.status == "running":
+                await self._end(live.job, message)
+            else:  # cancelled meanwhile
+                await self._in_thread(shutil.rmtree, self._folder / message["job"], True)
+        await self._dispatch()
+
+    async def died(self) -> None:
+        """The worker died: its jobs go back to the queue, or fail where their attempts are used up."""
+        async with self._turn:
+            self._lanes = dict.fromkeys(LANES)
+            for live in list(self._live.values()):
+                if live.job.status == "running" and not self.draining:
+                    again = requeued(live.job, self._limits.attempts, POISON)
+                    live.progress = Progress()
+                    await self._save(live.job, again)
+
+    def _admit(self, job: Job) -> None:
+        if self.draining:
+            raise shutting_down()
+        waiting = [live.job.owner for live in self._live.values()]
+        if len(waiting) >= self._limits.queue:
+            text = f"The queue is full ({self._limits.queue} jobs); try again later."
+            raise ProblemError(503, "queue_full", text, {"Retry-After": str(self.retry_after())})
+        if waiting.count(job.owner) >= self._limits.queue_per_user:
+            text = f"You have {self._limits.queue_per_user} unfinished jobs, the most allowed; wait for one to end."
+            raise ProblemError(429, "too_many_jobs", text, {"Retry-After": str(self.retry_after())})
+
+    def retry_after(self) -> int:
+        """Seconds until a place in the queue should be free: what is left of the jobs that run, at least 1."""
+        running = [live.progress.seconds_left for live in self._live.values() if live.job.status == "running"]
+        known = [seconds for seconds in running if seconds is not None]
+        return max(1, min(3600, math.ceil(min(known) if known else self._seconds)))
+
+    async def _dispatch(self) -> None:
+        async with self._turn:
+            for lane in LANES:
+                if self._lanes[lane] is None and self._link.ready and not self.draining:
+                    await self._begin(lane)
+
+    async def _begin(self, lane: str) -> None:
+        for live in self._live.values():
+            if live.job.status == "queued" and live.job.priority == lane:
+                break
+        else:
+            return
+        attempts = live.job.attempts + 1
+        job = await self._change(live.job, status="running", started=time.time(), attempts=attempts)
+        self._lanes[lane] = job.id
+        order = {"model": job.model, "version": job.version, "digest": job.digest, "images": list(live.paths)}
+        self._link.send({"do": "run", "job": job.id, "lane": lane, "folder": str(self.folder(job)), **order})
+
+    async def _end(self, job: Job, message: Message) -> None:
+        now = time.time()
+        match message["say"]:
+            case "done":
+                self._seconds += 0.3 * (now - (job.started or now) - self._seconds)
+                self._metrics.finished(message["report"])
+                changes = {"result": message["result"], "report": message["report"]}
+                await self._change(job, status="done", ended=now, **changes)
+            case "cancelled":
+                await self._change(job, status="cancelled", ended=now)
+            case "failed":
+                error = {"code": message["code"], "detail": message["detail"]}
+                await self._change(job, status="failed", ended=now, error=error)
+
+    def _let_go(self, job_id: str) -> None:
+        for lane, running in self._lanes.items():
+            if running == job_id:
+                self._lanes[lane] = None
+
+    async def _change(self, job: Job, **changes: Any) -> Job:
+        return await self._save(job, replace(job, **changes))
+
+    async def _save(self, was: Job, job: Job) -> Job:
+        await self._in_thread(self._store.save, job, was.status)
+        live = self._live.get(job.id)
+        if live is not None:
+            live.job = job
+            if job.finished:
+                del self._live[job.id]
+            self._pulse(live)
+        if job.finished:
+            self._metrics.ended(job.status)
+        return job
+
+    @staticmethod
+    def _pulse(live: _Live) -> None:
+        live.changed.set()
+        live.changed = asyncio.Event()
+
+    async def _in_thread(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: act(*args, **kwargs))
+
+
+_LOST: Mapping[str, str] = {
+    "code": "volume_lost",
+    "detail": "A volume of this job is no longer there; upload it again.",
+}

@@ -1,0 +1,80 @@
+"""Who may use the engine next: an interactive job's windows go before the next window of a batch job."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hilum_inference.engines import Batch, Engine, Output
+
+
+class Turnstile:
+    """Lets one window at a time through; while an urgent job has claimed it, only that job's windows."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._claims = 0
+        self._busy = False
+
+    def claim(self) -> None:
+        """Hold others back from now on, after the window that runs."""
+        with self._changed:
+            self._claims += 1
+
+    def release(self) -> None:
+        """Give up one claim."""
+        with self._changed:
+            self._claims -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def turn(self, urgent: bool) -> Iterator[None]:
+        """One passage."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy and (urgent or not self._claims))
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+
+class PriorityEngine:
+    """An engine for one job, behind the turnstile all jobs share.
+
+    An urgent job claims the turnstile at its first window and must give it back with ``finish``: between two of its
+    windows no window of a batch job, which may last seconds, slips in.
+    """
+
+    def __init__(self, engine: Engine, turnstile: Turnstile, urgent: bool) -> None:
+        self.precision = engine.precision
+        self._engine = engine
+        self._turnstile = turnstile
+        self._urgent = urgent
+        self._claimed = False
+
+    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
+        """(N, C, D, H, W) windows to (N, K or F, D, H, W) float32, in turn."""
+        if self._urgent and not self._claimed:
+            self._claimed = True
+            self._turnstile.claim()
+        with self._turnstile.turn(self._urgent):
+            return self._engine.run(batch, output, out)
+
+    def finish(self) -> None:
+        """The job runs no more windows."""
+        if self._claimed:
+            self._claimed = False
+            self._turnstile.release()
+
+    def ready(self) -> bool:
+        """Whether the network can run now."""
+        return self._engine.ready()
+
+    def close(self) -> None:
+        """Nothing: the engine outlives the job."""

@@ -1,0 +1,167 @@
+"""The gateway's end of the inference worker: starts it, talks to it, starts it again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 10.0
+STEADY_SECONDS = 30.0
+"""A worker that lived this long starts again without a pause for earlier deaths."""
+LONGEST_LINE = 16 * 1024 * 1024
+ANSWER_SECONDS = 30.0
+
+log = logging.getLogger("hilum.gateway")
+
+
+class WorkerGoneError(Exception):
+    """The worker is not there to answer."""
+
+
+class WorkerLink:
+    """One worker process and its restarts.
+
+    Args:
+        command: how to start it; the parent's process id is appended.
+        config: its first message.
+    """
+
+    def __init__(self, command: Sequence[str], config: Message) -> None:
+        self._command = (*command, str(os.getpid()))
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stdin: asyncio.StreamWriter | None = None
+        self._asks: dict[int, asyncio.Future[Message]] = {}
+        self._count = 0
+        self._task: asyncio.Task[None] | None = None
+        self.ready = False
+        self.restarts = 0
+
+    @classmethod
+    def of_module(cls, config: Message) -> WorkerLink:
+        """The worker of this package."""
+        return cls((sys.executable, "-m", "hilum_server.worker"), config)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker that runs now."""
+        return None if self._process is None else self._process.pid
+
+    def spawn(self) -> None:
+        """Start the process; may be called before there is an event loop, so that it loads while the gateway does."""
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603 - our own
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(self._config).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def start(self, heard: Callable[[Message], Awaitable[None]], died: Callable[[], Awaitable[None]]) -> None:
+        """Listen from now on: ``heard`` gets every message about jobs, ``died`` each death of the worker."""
+        self._task = asyncio.create_task(self._keep(heard, died), name="worker")
+
+    async def stop(self) -> None:
+        """End the worker and wait for it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._end()
+
+    def send(self, message: Message) -> None:
+        """Pass one order on; lost where the worker has just died (``died`` will tell)."""
+        if self._stdin is not None and not self._stdin.is_closing():
+            self._stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def ask(self, **question: Any) -> Message:
+        """The worker's answer to a question.
+
+        Raises:
+            WorkerGoneError: it is not there, died meanwhile or did not answer in time.
+        """
+        if not self.ready:
+            raise WorkerGoneError
+        self._count += 1
+        number = self._count
+        future = self._asks[number] = asyncio.get_running_loop().create_future()
+        self.send({**question, "ask": number})
+        try:
+            return await asyncio.wait_for(future, ANSWER_SECONDS)
+        except TimeoutError as error:
+            raise WorkerGoneError from error
+        finally:
+            self._asks.pop(number, None)
+
+    async def _keep(self, heard: Callable[[Message], Awaitable[None]], died: Callable[[], Awaitable[None]]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            born = time.monotonic()
+            if self._process is None:
+                self.spawn()
+            await self._listen(heard)
+            self._end()
+            log.warning("the worker ended; it is started again in %.1f s", pause)
+            await died()
+            await asyncio.sleep(pause)
+            pause = FIRST_PAUSE if time.monotonic() - born > STEADY_SECONDS else min(2 * pause, LONGEST_PAUSE)
+            self.restarts += 1
+
+    async def _listen(self, heard: Callable[[Message], Awaitable[None]]) -> None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None or process.stderr is None:
+            return
+        loop = asyncio.get_running_loop()
+        out, err = asyncio.StreamReader(LONGEST_LINE), asyncio.StreamReader(LONGEST_LINE)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(out), process.stdout)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(err), process.stderr)
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, process.stdin)
+        self._stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+        logs = asyncio.create_task(_pass_on_logs(err))
+        try:
+            while line := await out.readline():
+                await self._hear(json.loads(line), heard)
+        finally:
+            await asyncio.wait([logs], timeout=1.0)
+            logs.cancel()
+
+    async def _hear(self, message: Message, heard: Callable[[Message], Awaitable[None]]) -> None:
+        if message["say"] == "answer":
+            future = self._asks.get(message["ask"])
+            if future is not None and not future.done():
+                future.set_result(message)
+            return
+        if message["say"] == "ready":
+            self.ready = True
+        await heard(message)
+
+    def _end(self) -> None:
+        self.ready = False
+        if self._stdin is not None:
+            self._stdin.close()
+            self._stdin = None
+        for future in self._asks.values():
+            if not future.done():
+                future.set_exception(WorkerGoneError())
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+async def _pass_on_logs(lines: asyncio.StreamReader) -> None:
+    while line := await lines.readline():
+        try:
+            entry = json.loads(line)
+            level, name, text = entry["level"], entry["name"], entry["message"]
+        except (ValueError, KeyError, TypeError):
+            level, name, text, entry = "WARNING", "hilum.worker", line.decode(errors="replace")[:500].rstrip(), {}
+        extra = {"trace": entry["trace"]} if "trace" in entry else None
+        logging.getLogger(name).log(logging.getLevelNamesMapping().get(level, 30), "%s", text, extra=extra)

@@ -1,0 +1,114 @@
+"""Errors as the caller sees them: RFC 9457 problem JSON, a stable ``code``, one sentence, nothing of a back-end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from hilum_client.wire import PROBLEM
+from hilum_inference import errors
+
+TYPE = "urn:hilum:problem:"
+"""``type`` of a problem is this and its code."""
+
+
+@dataclass
+class ProblemError(Exception):
+    """An answer that is no success.
+
+    Attributes:
+        status: HTTP status; 4xx is the caller's fault, 5xx is ours.
+        code: stable word for programs.
+        detail: one sentence for people.
+        headers: extra response headers, such as Retry-After.
+        extra: further members of the problem object.
+    """
+
+    status: int
+    code: str
+    detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.detail)
+
+    def body(self) -> dict[str, Any]:
+        """The problem object."""
+        title = HTTPStatus(self.status).phrase
+        members = {"type": TYPE + self.code, "title": title, "status": self.status, "detail": self.detail}
+        return {**members, "code": self.code, **self.extra}
+
+    @property
+    def media_type(self) -> str:
+        """Media type of the body."""
+        return PROBLEM
+
+
+BACK_END_TEXTS = {
+    "engine_failed": "The inference back-end failed on this job; nothing was saved. Try again, then tell the operator.",
+    "out_of_memory": "The inference back-end ran out of memory; nothing was saved. Try later or a smaller volume.",
+    "poison": "The job was given up: the inference worker ended in every attempt. Retry it once the cause is known.",
+    "internal": "The gateway failed on this request; the fault is ours and was logged.",
+}
+"""What callers read where the true text belongs to a back-end: that goes to the log only."""
+
+STATUS_OF_CODE = {
+    "engine_failed": 502,
+    "out_of_memory": 503,
+    "poison": 500,
+    "internal": 500,
+    "cancelled": 409,
+    "unknown_model": 404,
+    "bad_model": 500,
+    "result_lost": 500,
+    "disk_full": 507,
+}
+"""Status for a failed job's code where it is not the class of the error that says so."""
+
+_STATUS_OF_ERROR: tuple[tuple[type[errors.HilumError], int], ...] = (
+    (errors.LimitError, 413),
+    (errors.InputError, 422),
+    (errors.UnknownModelError, 404),
+    (errors.ModelError, 500),
+    (errors.OutOfMemoryError, 503),
+    (errors.EngineError, 502),
+    (errors.CancelledError, 409),
+)
+
+
+def status_of(error: errors.HilumError) -> int:
+    """HTTP status for an error of the heart."""
+    return next((status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
+
+
+def public_error(error: errors.HilumError) -> tuple[int, str, str]:
+    """Status, code and sentence of an error of the heart that may leave the house."""
+    status = status_of(error)
+    if status in (502, 503):
+        fallback = BACK_END_TEXTS["engine_failed"]
+        return status, error.code, BACK_END_TEXTS.get(error.code, fallback)
+    return status, error.code, error.message
+
+
+def problem_of(error: errors.HilumError) -> ProblemError:
+    """The problem for an error of the heart."""
+    return ProblemError(*public_error(error))
+
+
+def not_found(what: str) -> ProblemError:
+    """404 for an id that is unknown or another's: the same body for both."""
+    return ProblemError(404, f"unknown_{what}", f"There is no {what} of this id.")
+
+
+def shutting_down() -> ProblemError:
+    """503: nothing new is begun."""
+    text = "The gateway is shutting down; try again shortly."
+    return ProblemError(503, "shutting_down", text, {"Retry-After": "5"})
+
+
+def disk_full() -> ProblemError:
+    """507: the data folder cannot take more."""
+    return ProblemError(507, "disk_full", "The server's disk is full; nothing was kept. Free space, then try again.")

@@ -1,0 +1,257 @@
+"""Receiving a volume: bytes go to the gate's intake as they arrive, then a caged child decodes them.
+
+Nothing is ever whole in memory. The body may be the file itself or multipart/form-data with one part named ``file``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from hilum_server.datastore import VolumeInfo, Volumes, new_info
+from hilum_server.jobs import new_id
+from hilum_server.problems import ProblemError, disk_full
+from hilum_server.settings import Settings
+
+if TYPE_CHECKING:
+    from hilum_inference.gate import Cage, Intake, Limits
+
+BATCH = 1 << 20
+"""Bytes gathered before they are handed to a thread: one hop for each MiB, not for each packet."""
+PATIENCE_SECONDS = 15.0
+"""How long an upload may lag behind its slowest rate."""
+FORM_OVERHEAD = 64 * 1024
+PART_HEADER = 8 * 1024
+UPLOADS_AT_ONCE = 32
+
+
+@dataclass
+class Receiver:
+    """Takes uploads in."""
+
+    settings: Settings
+    volumes: Volumes
+    cage: Cage
+
+    def __post_init__(self) -> None:
+        self._uploads = 0
+        self._decoders = asyncio.Semaphore(2)
+
+    async def receive(self, request: Request, owner: str) -> VolumeInfo:
+        """The volume in a request's body, stored.
+
+        Raises:
+            ProblemError: 4xx the caller's fault, 507 disk full; nothing is left behind.
+            InputError: the gate's verdict.
+        """
+        length = self._check_headers(request)
+        if self._uploads >= UPLOADS_AT_ONCE:
+            raise ProblemError(
+                503, "too_many_uploads", "Too many uploads at once; try again shortly.", {"Retry-After": "5"}
+            )
+        self._uploads += 1
+        try:
+            return await self._store(request, owner, length)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk_full() from error
+            raise
+        except ClientDisconnect:
+            raise ProblemError(400, "upload_broken_off", "The upload ended before its last byte.") from None
+        finally:
+            self._uploads -= 1
+
+    async def _store(self, request: Request, owner: str, length: int) -> VolumeInfo:
+        from hilum_inference.gate import Intake
+
+        await asyncio.to_thread(self.volumes.check_space, 2 * length)
+        volume_id = new_id()
+        with self.volumes.arrival(volume_id) as folder:
+            intake = Intake(folder, self._limits())
+            try:
+                await self._pour(request, intake)
+                stored = await asyncio.to_thread(intake.finish)
+            except BaseException:
+                await asyncio.to_thread(intake.abort)
+                raise
+            async with self._decoders:
+                decoded = await asyncio.to_thread(self.cage.decode, stored, folder, self._limits())
+            info = new_info(volume_id, owner, describe(folder, stored, decoded))
+            await asyncio.to_thread(self.volumes.keep, folder, info)
+        return info
+
+    async def _pour(self, request: Request, intake: Intake) -> None:
+        body = paced(request, self.settings.server.slowest_upload, self.settings.storage.max_upload + FORM_OVERHEAD)
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            form = FilePart(request.headers["content-type"], intake.feed)
+            await pour(body, form.feed)
+            form.finish()
+        else:
+            await pour(body, intake.feed)
+
+    def _check_headers(self, request: Request) -> int:
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            text = "Content-Encoding is not accepted; send the file as it is (.nii.gz may stay compressed)."
+            raise ProblemError(415, "encoded_body", text)
+        length = int(request.headers.get("content-length") or 0)
+        if length > self.settings.storage.max_upload + FORM_OVERHEAD:
+            raise too_large(self.settings.storage.max_upload)
+        return length
+
+    def _limits(self) -> Limits:
+        from hilum_inference.gate import Limits
+
+        storage = self.settings.storage
+        return Limits(max_upload_bytes=storage.max_upload, max_voxels=storage.max_voxels)
+
+
+def too_large(limit: int) -> ProblemError:
+    """413 for an upload."""
+    return ProblemError(413, "too_large", f"The upload is larger than {limit} bytes, the most this gateway takes.")
+
+
+def describe(folder: Path, stored: Any, decoded: Any) -> dict[str, Any]:
+    """What a volume's meta data says, from the gate's two answers."""
+    grid = decoded.grid
+    return {
+        "kind": stored.kind,
+        "bytes": stored.bytes,
+        "sha256": stored.sha256,
+        "shape": grid.shape,
+        "spacing": grid.spacing,
+        "orientation": grid.orientation,
+        "dtype": decoded.dtype,
+        "channels": decoded.channels,
+        "file": str(decoded.path.relative_to(folder)),
+    }
+
+
+async def paced(request: Request, slowest: int, most: int) -> AsyncIterator[bytes]:
+    """The body's chunks, refused when they come too slowly or become too many.
+
+    Raises:
+        ProblemError: 408 slower than ``slowest`` bytes a second over all, 413 more than ``most`` bytes.
+    """
+    started, received = time.monotonic(), 0
+    stream = request.stream().__aiter__()
+    while True:
+        allowed = PATIENCE_SECONDS + (received / slowest if slowest else 3600.0)
+        try:
+            chunk = await asyncio.wait_for(anext(stream), started + allowed - time.monotonic())
+        except TimeoutError:
+            text = f"The upload came slower than {slowest} bytes a second; nothing was kept."
+            raise ProblemError(408, "upload_too_slow", text, {"Connection": "close"}) from None
+        except StopAsyncIteration:
+            return
+        received += len(chunk)
+        if received > most:
+            raise ProblemError(413, "too_large", f"The upload is larger than {most} bytes.", {"Connection": "close"})
+        yield chunk
+
+
+async def pour(body: AsyncIterator[bytes], feed: Callable[[bytes], None]) -> None:
+    """Hand the body to ``feed`` in a thread, a batch at a time."""
+
+    def feed_all(chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            feed(chunk)
+
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in body:
+        if not chunk:
+            continue
+        chunks.append(chunk)
+        size += len(chunk)
+        if size >= BATCH:
+            await asyncio.to_thread(feed_all, chunks)
+            chunks, size = [], 0
+    if chunks:
+        await asyncio.to_thread(feed_all, chunks)
+
+
+class FilePart:
+    """Finds the part named ``file`` in a multipart body and feeds its bytes on as they arrive."""
+
+    def __init__(self, content_type: str, feed: Callable[[bytes], None]) -> None:
+        from python_multipart.multipart import MultipartParser, parse_options_header
+
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary:
+            raise ProblemError(400, "bad_form", "The multipart body names no boundary.")
+        self._feed = feed
+        self._name = self._value = b""
+        self._inside = False
+        self._files = 0
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header,
+                "on_part_data": self._data,
+            },
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        """The next bytes of the body."""
+        from python_multipart.exceptions import MultipartParseError
+
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise ProblemError(400, "bad_form", "The multipart body is damaged.") from error
+
+    def finish(self) -> None:
+        """The body has ended.
+
+        Raises:
+            ProblemError: 400 where it was cut off or held no part named ``file``.
+        """
+        from python_multipart.exceptions import MultipartParseError
+
+        try:
+            self._parser.finalize()
+        except MultipartParseError as error:
+            raise ProblemError(400, "bad_form", "The multipart body ends in mid-part.") from error
+        if self._files != 1:
+            raise ProblemError(400, "bad_form", f"The form must hold one part named 'file', got {self._files}.")
+
+    def _part(self) -> None:
+        self._inside = False
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+        self._check_header()
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        if len(self._name) + len(self._value) > PART_HEADER:
+            raise ProblemError(400, "bad_form", "A header of the multipart body is too long.")
+
+    def _header(self) -> None:
+        from python_multipart.multipart import parse_options_header
+
+        if (
+            self._name.lower() == b"content-disposition"
+            and parse_options_header(self._value)[1].get(b"name") == b"file"
+        ):
+            self._inside = True
+            self._files += 1
+        self._name = self._value = b""
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._inside and self._files == 1:
+            self._feed(data[start:end])

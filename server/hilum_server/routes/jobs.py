@@ -1,0 +1,141 @@
+"""Jobs: status, events, cancel, retry, delete, results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, StreamingResponse
+
+from hilum_client.wire import CONTENT_SHA256, EVENTS, MASK_FORMATS, MaskFormat
+from hilum_server.gateway import Gateway, gateway_of, principal_of
+from hilum_server.link import WorkerGoneError
+from hilum_server.problems import STATUS_OF_CODE, ProblemError
+from hilum_server.schemas import JobList, JobModel, public_job
+from hilum_server.store import Job
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+HEARTBEAT_SECONDS = 10.0
+MEDIA_TYPES: dict[str, str] = {"nii.gz": "application/gzip", "nii": "application/octet-stream"}
+
+
+@router.get("", summary="List jobs", response_model=JobList)
+async def list_jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+    """The caller's jobs, the newest first; an administrator sees everyone's."""
+    gateway = gateway_of(request)
+    jobs = await gateway.jobs.list(principal_of(request).sees, limit)
+    return {"jobs": [public_job(job, gateway.jobs.progress(job)) for job in jobs]}
+
+
+@router.get("/{job_id}", summary="One job", response_model=JobModel)
+async def get_job(request: Request, job_id: str) -> dict[str, Any]:
+    """Its state and progress."""
+    return _public(request, await _job(request, job_id))
+
+
+@router.get("/{job_id}/events", summary="Follow a job", response_class=StreamingResponse)
+async def follow_job(request: Request, job_id: str) -> StreamingResponse:
+    """Server-sent events ``state`` and ``progress``, each with the job; the stream ends with the job."""
+    job = await _job(request, job_id)
+    headers = {"X-Accel-Buffering": "no"}  # a reverse proxy must pass each event on at once
+    return StreamingResponse(_events(gateway_of(request), job), media_type=EVENTS, headers=headers)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", response_model=JobModel)
+async def cancel_job(request: Request, job_id: str) -> dict[str, Any]:
+    """Cancel a queued or running job; compute stops before its next window."""
+    return _public(request, await gateway_of(request).jobs.cancel(await _job(request, job_id)))
+
+
+@router.post("/{job_id}/retry", summary="Retry a job", response_model=JobModel, status_code=202)
+async def retry_job(request: Request, job_id: str) -> dict[str, Any]:
+    """Queue a failed or cancelled job again."""
+    gateway = gateway_of(request)
+    job = await _job(request, job_id)
+    paths = [await asyncio.to_thread(gateway.volumes.locate, volume) for volume in job.images.values()]
+    found = [str(path) for path in paths if path is not None]
+    if len(found) != len(paths):
+        raise ProblemError(409, "volume_lost", "A volume of this job is no longer there; upload it again.")
+    return _public(request, await gateway.jobs.retry(job, found))
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job")
+async def delete_job(request: Request, job_id: str) -> None:
+    """Forget a finished job and its mask."""
+    await gateway_of(request).jobs.delete(await _job(request, job_id))
+
+
+@router.get("/{job_id}/result", summary="The mask", response_class=FileResponse)
+async def get_result(
+    request: Request, job_id: str, wanted: Annotated[MaskFormat, Query(alias="format")] = "nii.gz"
+) -> FileResponse:
+    """The label mask on the input's own grid, as NIfTI or NRRD, with its SHA-256 in a header."""
+    gateway = gateway_of(request)
+    job = _done(await _job(request, job_id))
+    path = await _in_format(gateway, job, wanted)
+    digest = job.result["sha256"] if wanted == "nii.gz" and job.result else await asyncio.to_thread(_sha256, path)
+    media_type = MEDIA_TYPES.get(wanted, MEDIA_TYPES["nii"])
+    headers = {CONTENT_SHA256: digest}
+    return FileResponse(path, media_type=media_type, filename=f"{job.id}.{wanted}", headers=headers)
+
+
+@router.get("/{job_id}/statistics", summary="Volumes of the labels")
+async def get_statistics(request: Request, job_id: str) -> dict[str, Any]:
+    """The report of a finished job: each label's voxels and millilitres, timings, provenance."""
+    return dict(_done(await _job(request, job_id)).report or {})
+
+
+async def _job(request: Request, job_id: str) -> Job:
+    return await gateway_of(request).jobs.get(job_id, principal_of(request).sees)
+
+
+def _public(request: Request, job: Job) -> dict[str, Any]:
+    return public_job(job, gateway_of(request).jobs.progress(job))
+
+
+def _done(job: Job) -> Job:
+    if job.status == "failed" and job.error is not None:
+        raise ProblemError(409, "job_failed", "The job failed and has no result; its 'error' says why.")
+    if job.status != "done":
+        raise ProblemError(409, "not_done", f"The job is {job.status}; its result is there once it is done.")
+    return job
+
+
+async def _events(gateway: Gateway, job: Job) -> AsyncIterator[str]:
+    status = None
+    async for change in gateway.jobs.follow(job, HEARTBEAT_SECONDS):
+        if change is None:
+            yield ": still here\n\n"
+            continue
+        kind = "progress" if change.status == status else "state"
+        status = change.status
+        yield f"event: {kind}\ndata: {json.dumps(public_job(change, gateway.jobs.progress(change)))}\n\n"
+
+
+async def _in_format(gateway: Gateway, job: Job, wanted: MaskFormat) -> Path:
+    mask = gateway.jobs.mask(job)
+    target = mask.with_name(f"mask.{wanted}")
+    if not await asyncio.to_thread(mask.exists):
+        raise ProblemError(500, "result_lost", "The mask of this job is no longer on the server's disk.")
+    if wanted not in MASK_FORMATS or await asyncio.to_thread(target.exists):
+        return target
+    try:
+        answer = await gateway.link.ask(do="convert", mask=str(mask), target=str(target))
+    except WorkerGoneError:
+        text = "The inference worker is starting again; try again shortly."
+        raise ProblemError(503, "not_ready", text, {"Retry-After": "1"}) from None
+    if error := answer.get("error"):
+        raise ProblemError(STATUS_OF_CODE.get(error["code"], 500), error["code"], error["detail"])
+    return target
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,134 @@
+"""Settings of a gateway: frozen, read once from the environment and the command line, passed down."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.networks import IPvAnyNetwork
+
+from hilum_inference.errors import HilumError
+
+PREFIX = "HILUM_"
+"""A field ``port`` is read from the environment as ``HILUM_PORT``."""
+
+GIB = 1024**3
+
+
+class SettingsError(HilumError):
+    """A setting is wrong; the message names it and says what is allowed."""
+
+    code = "bad_settings"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerSettings(_Group):
+    """Where the gateway listens and how much it takes at once."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    threads: int = Field(default=0, ge=0, le=1024)
+    wait_seconds: float = Field(default=2.0, ge=0, le=60)
+    grace_seconds: float = Field(default=20.0, ge=0, le=3600)
+    header_seconds: float = Field(default=15.0, gt=0)
+    slowest_upload: int = Field(default=1024, ge=0)
+    max_requests: int = Field(default=256, ge=1)
+    queue: int = Field(default=256, ge=1)
+    queue_per_user: int = Field(default=64, ge=1)
+    attempts: int = Field(default=3, ge=1, le=100)
+    memory_gib: float | None = Field(default=None, gt=0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class StorageSettings(_Group):
+    """Where data lies and how long."""
+
+    data: Path = Path("~/.local/share/hilum")
+    repository: tuple[Path, ...] = ()
+    max_upload_gib: float = Field(default=2.0, gt=0)
+    max_voxels: int = Field(default=1_100_000_000, ge=1)
+    keep_hours: float | None = Field(default=None, gt=0)
+    reserve_mib: int = Field(default=256, ge=0)
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("repository")
+    @classmethod
+    def _all_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(folder.expanduser().absolute() for folder in value)
+
+    @property
+    def max_upload(self) -> int:
+        """Largest upload in bytes."""
+        return int(self.max_upload_gib * GIB)
+
+
+class AuthSettings(_Group):
+    """Who may come in."""
+
+    login: bool | None = None
+    trusted_networks: tuple[IPvAnyNetwork, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+class Settings(_Group):
+    """All settings of one gateway."""
+
+    server: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
+    auth: AuthSettings = AuthSettings()
+
+    @property
+    def needs_login(self) -> bool:
+        """Whether callers must show who they are: by default everywhere but on loopback."""
+        if self.auth.login is not None and is_loopback(self.server.host):
+            return self.auth.login
+        return not is_loopback(self.server.host)
+
+
+GROUPS: Mapping[str, type[_Group]] = {"server": ServerSettings, "storage": StorageSettings, "auth": AuthSettings}
+
+Environment = Annotated[Mapping[str, str], "such as os.environ"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` names this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(environment: Environment, **flags: Any) -> Settings:
+    """Settings from ``HILUM_*`` variables; ``flags`` that are not None win over them.
+
+    Raises:
+        SettingsError: unknown or wrong value; one sentence naming the variable.
+    """
+    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    for group, kind in GROUPS.items():
+        for name, field in kind.model_fields.items():
+            text = environment.get(PREFIX + name.upper())
+            if flags.get(name) is not None:
+                groups[group][name] = flags[name]
+            elif text:
+                groups[group][name] = text.split(",") if "tuple" in str(field.annotation) else text
+    try:
+        return Settings.model_validate(groups)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][1]) if len(first["loc"]) > 1 else "settings"
+        raise SettingsError(f"The setting {PREFIX}{name.upper()} is not valid: {first['msg']}.") from error

@@ -1,0 +1,67 @@
+"""What must exist before anything else of a gateway: the cage (forked before any thread), the lock, the worker process.
+
+Kept free of FastAPI, so that the worker loads its engine while the gateway still imports.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hilum_server.auth import Accounts, check_exposure
+from hilum_server.datastore import hold
+from hilum_server.link import WorkerLink
+from hilum_server.settings import GIB, Settings
+
+if TYPE_CHECKING:
+    from hilum_inference.gate import Cage
+
+
+@dataclass(frozen=True)
+class Started:
+    """Processes and handles of a gateway that is about to serve."""
+
+    settings: Settings
+    accounts: Accounts
+    cage: Cage
+    link: WorkerLink
+    lock: int
+
+    def close(self) -> None:
+        """Give the data folder and the cage back; the worker is ended by its link."""
+        self.cage.close()
+        os.close(self.lock)
+
+
+def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
+    """Take hold of the data folder, fork the cage, start the worker.
+
+    Args:
+        settings: of the gateway.
+        worker: command of another worker than this package's own.
+
+    Raises:
+        AccountError: it would listen beyond this machine without users or keys.
+        DataFolderError: the data folder cannot be used.
+    """
+    accounts = Accounts(settings.storage.data)
+    check_exposure(settings, accounts)
+    lock = hold(settings.storage.data)
+    from hilum_inference.gate import Cage
+
+    cage = Cage()
+    link = WorkerLink(worker, _config(settings)) if worker else WorkerLink.of_module(_config(settings))
+    link.spawn()
+    return Started(settings, accounts, cage, link, lock)
+
+
+def _config(settings: Settings) -> dict[str, object]:
+    memory = settings.server.memory_gib
+    return {
+        "repositories": [str(folder) for folder in settings.storage.repository],
+        "data": str(settings.storage.data),
+        "threads": settings.server.threads,
+        "memory": None if memory is None else int(memory * GIB),
+    }

@@ -1,0 +1,263 @@
+"""The job store: one SQLite file in WAL mode, synchronous=FULL, written through SQLAlchemy Core.
+
+Only changes of state are rows; progress stays in memory. Every write runs in BEGIN IMMEDIATE, so that two writers wait
+instead of failing half-way. The gateway is the only writer while it runs (see ``datastore.hold``).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from hilum_client.wire import FINISHED, Status
+from hilum_inference.errors import HilumError
+
+Priority = Literal["interactive", "batch"]
+
+SCHEMA = 1
+BUSY_SECONDS = 5.0
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ocfs2")
+    + ("gfs2", "ncpfs", "davfs", "9p", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs")
+)
+"""File systems whose locks SQLite cannot trust."""
+
+_tables = sa.MetaData()
+_jobs = sa.Table(
+    "jobs",
+    _tables,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("owner", sa.String, nullable=False),
+    sa.Column("key", sa.String),
+    sa.Column("status", sa.String, nullable=False, index=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("priority", sa.String, nullable=False),
+    sa.Column("images", sa.JSON, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("started", sa.Float),
+    sa.Column("ended", sa.Float),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.JSON),
+    sa.Column("result", sa.JSON),
+    sa.Column("report", sa.JSON),
+    sa.UniqueConstraint("owner", "key"),
+)
+
+_MIGRATIONS: tuple[Sequence[Any], ...] = ((sa.schema.CreateTable(_jobs), *map(sa.schema.CreateIndex, _jobs.indexes)),)
+"""Statements that lead from schema n to n + 1; only ever appended to."""
+
+
+class StoreError(HilumError):
+    """The store cannot be used; the message says why and what to do."""
+
+    code = "job_store"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work, as its row says.
+
+    Attributes:
+        images: channel name -> id of a volume.
+        key: the caller's Idempotency-Key, unique for one owner.
+        digest: of the model's version at submission.
+        created, started, ended: seconds since 1970.
+        error: ``{"code", "detail"}`` of a failed job.
+        result: ``{"sha256", "bytes"}`` of the mask.
+    """
+
+    id: str
+    owner: str
+    model: str
+    version: str
+    images: Mapping[str, str]
+    priority: Priority = "batch"
+    digest: str = ""
+    key: str | None = None
+    status: Status = "queued"
+    created: float = 0.0
+    started: float | None = None
+    ended: float | None = None
+    attempts: int = 0
+    error: Mapping[str, str] | None = None
+    result: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to it by itself."""
+        return self.status in FINISHED
+
+
+def file_system_of(path: Path, mounts: str | None = None) -> str:
+    """Type of the file system that holds ``path`` as the kernel names it; ``unknown`` where there is no mount table."""
+    table = Path("/proc/self/mounts")
+    if mounts is None and not table.exists():
+        return "unknown"
+    real = os.path.realpath(path)
+    best, kind = "", "unknown"
+    for line in (table.read_text() if mounts is None else mounts).splitlines():
+        _, point, name = line.split(" ")[:3]
+        point = point.replace("\\040", " ").rstrip("/")
+        if (real == point or real.startswith(point + "/")) and len(point) >= len(best):
+            best, kind = point, name
+    return kind
+
+
+class Store:
+    """Jobs on disk. All methods block for a few milliseconds: call them from a thread, not from the event loop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._engine: sa.Engine | None = None
+
+    def open(self) -> Store:
+        """Open or create the file and bring it to this schema.
+
+        Raises:
+            StoreError: on a network file system, from a newer release, or damaged.
+        """
+        kind = file_system_of(self.path.parent)
+        if kind in NETWORK_FILE_SYSTEMS:
+            raise StoreError(
+                f"The data folder lies on a network file system ({kind}), where the job store cannot lock safely; "
+                "choose a local folder with --data."
+            )
+        engine = sa.create_engine(f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS})
+        sa.event.listen(engine, "connect", _set_pragmas)
+        sa.event.listen(engine, "begin", _begin_immediate)
+        self._engine = engine
+        try:
+            self._migrate()
+        except sa.exc.DatabaseError as error:
+            engine.dispose()
+            raise StoreError(f"The job store is damaged or locked ({error.orig}); restore or move it away.") from error
+        self.path.chmod(0o600)
+        return self
+
+    def close(self) -> None:
+        """Close every connection; the WAL is folded into the file."""
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def add(self, job: Job) -> tuple[Job, bool]:
+        """The job with this owner and key where there is one, else ``job`` stored; and whether it is new."""
+        with self._begin() as connection:
+            if job.key is not None:
+                same = sa.select(_jobs).where(_jobs.c.owner == job.owner, _jobs.c.key == job.key)
+                row = connection.execute(same).mappings().first()
+                if row is not None:
+                    return _job(row), False
+            connection.execute(sa.insert(_jobs).values(_row(job)))
+        return job, True
+
+    def get(self, job_id: str) -> Job | None:
+        """One job."""
+        with self._begin() as connection:
+            row = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings().first()
+        return None if row is None else _job(row)
+
+    def by_key(self, owner: str, key: str) -> Job | None:
+        """The job an owner submitted under an Idempotency-Key."""
+        query = sa.select(_jobs).where(_jobs.c.owner == owner, _jobs.c.key == key)
+        with self._begin() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _job(row)
+
+    def list(self, owner: str | None = None, limit: int = 1000) -> tuple[Job, ...]:
+        """The newest jobs first, of one owner or of all."""
+        query = sa.select(_jobs).order_by(_jobs.c.seq.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(_jobs.c.owner == owner)
+        with self._begin() as connection:
+            return tuple(_job(row) for row in connection.execute(query).mappings())
+
+    def unfinished(self) -> tuple[Job, ...]:
+        """Queued and running jobs, oldest first."""
+        query = sa.select(_jobs).where(_jobs.c.status.not_in(FINISHED)).order_by(_jobs.c.seq)
+        with self._begin() as connection:
+            return tuple(_job(row) for row in connection.execute(query).mappings())
+
+    def counts(self) -> dict[str, int]:
+        """Number of jobs in each status."""
+        query = sa.select(_jobs.c.status, sa.func.count()).group_by(_jobs.c.status)
+        with self._begin() as connection:
+            return {str(status): int(count) for status, count in connection.execute(query)}
+
+    def save(self, job: Job, was: Status) -> bool:
+        """Write a changed job if its row is still in status ``was``; whether it was."""
+        statement = sa.update(_jobs).where(_jobs.c.id == job.id, _jobs.c.status == was).values(_row(job))
+        with self._begin() as connection:
+            return bool(connection.execute(statement).rowcount == 1)
+
+    def recover(self, attempts: int, poison: Mapping[str, str]) -> tuple[Job, ...]:
+        """Put running jobs back into the queue after a crash, or to ``failed`` after the last attempt; all unfinished."""
+        for job in self.unfinished():
+            if job.status == "running":
+                self.save(requeued(job, attempts, poison), was="running")
+        return self.unfinished()
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job; whether there was one."""
+        with self._begin() as connection:
+            return bool(connection.execute(sa.delete(_jobs).where(_jobs.c.id == job_id)).rowcount == 1)
+
+    def finished_before(self, moment: float) -> tuple[Job, ...]:
+        """Finished jobs that ended before ``moment``."""
+        query = sa.select(_jobs).where(_jobs.c.status.in_(FINISHED), _jobs.c.ended < moment)
+        with self._begin() as connection:
+            return tuple(_job(row) for row in connection.execute(query).mappings())
+
+    def _begin(self) -> Any:
+        if self._engine is None:
+            raise StoreError("The job store is closed.")
+        return self._engine.begin()
+
+    def _migrate(self) -> None:
+        with self._begin() as connection:
+            schema = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+            if schema > SCHEMA:
+                raise StoreError(
+                    f"The job store has schema {schema}, this release knows {SCHEMA}; use a newer release."
+                )
+            for steps in _MIGRATIONS[schema:]:
+                for step in steps:
+                    connection.execute(step)
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+
+
+def requeued(job: Job, attempts: int, poison: Mapping[str, str]) -> Job:
+    """A running job after its worker ended: queued again, or failed where its attempts are used up."""
+    if job.attempts >= attempts:
+        return replace(job, status="failed", ended=time.time(), error=dict(poison))
+    return replace(job, status="queued", started=None)
+
+
+def _row(job: Job) -> dict[str, Any]:
+    return {column.name: getattr(job, column.name) for column in _jobs.columns if column.name != "seq"}
+
+
+def _job(row: Mapping[str, Any]) -> Job:
+    return Job(**{name: value for name, value in row.items() if name != "seq"})
+
+
+def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where _begin_immediate says, not where the driver guesses
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {int(BUSY_SECONDS * 1000)}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,345 @@
+"""The inference worker, ``python -m hilum_server.worker``: owns the engines and all their threads.
+
+It speaks JSON lines. Read from standard input: first the configuration, then orders::
+
+    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null}
+    {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
+    {"do": "cancel", "job": id}
+    {"do": "models", "ask": n}
+    {"do": "model", "ask": n, "name", "version": 1}
+    {"do": "convert", "ask": n, "mask": path, "target": path}
+
+Written to standard output: ``ready``, ``progress``, ``done``, ``cancelled``, ``failed``, ``answer`` (see ``Worker``).
+Standard error carries the log, one JSON object a line. When its input ends, or its parent dies, it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hilum_inference.errors import CancelledError, HilumError, ModelError, OutOfMemoryError
+from hilum_server.lanes import PriorityEngine, Turnstile
+from hilum_server.logs import set_up
+
+if TYPE_CHECKING:
+    from hilum_inference.engines import Engine, EngineSettings
+    from hilum_inference.repository import Model, Repository
+
+Message = dict[str, Any]
+Say = Callable[[Message], None]
+
+LANES = ("interactive", "batch")
+NICE = 5
+PROGRESS_SECONDS = 0.1
+ENGINES_KEPT = 4
+MASK_NAME = "mask.nii.gz"
+REPORT_NAME = "report.json"
+
+log = logging.getLogger("hilum.worker")
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What the worker is told first.
+
+    Attributes:
+        repositories: model folders; of two models of one name that of the earlier folder is served.
+        data: the data folder, where precision choices are recorded.
+        threads: of the engine; 0 is all cores.
+        memory: budget in bytes for one job; None leaves it to the pipeline.
+    """
+
+    repositories: tuple[Path, ...]
+    data: Path
+    threads: int = 0
+    memory: int | None = None
+
+    @classmethod
+    def from_message(cls, message: Message) -> WorkerConfig:
+        """From the first line of standard input."""
+        folders = tuple(Path(folder) for folder in message["repositories"] or ())
+        data = Path(message["data"])
+        if not folders:
+            from hilum_inference.repository import shipped_repository
+
+            folders = (data / "models", shipped_repository())
+        return cls(folders, data, int(message["threads"]), message["memory"])
+
+
+class Engines:
+    """Opened engines, kept for the next job; the one unused for longest goes first."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str], Engine] = {}
+
+    def get(self, model: Model) -> Engine:
+        """The engine of a model, opened where needed."""
+        from hilum_inference.engines import open_engine
+
+        key = (model.manifest.name, model.digest)
+        with self._lock:
+            engine = self._open.pop(key, None)
+            if engine is None:
+                engine = open_engine(model, self._settings())
+            self._open[key] = engine
+            while len(self._open) > ENGINES_KEPT:
+                self._open.pop(next(iter(self._open)))  # closed when the last job that uses it lets go
+            return engine
+
+    def ready(self) -> list[str]:
+        """Names of models that can run at once."""
+        with self._lock:
+            return sorted({name for (name, _), engine in self._open.items() if engine.ready()})
+
+    def _settings(self) -> EngineSettings:
+        from hilum_inference.engines import EngineSettings
+
+        return EngineSettings(threads=self._config.threads or None, record=self._config.data / "precision.json")
+
+
+class Worker:
+    """Runs jobs in two lanes, one thread each, and answers questions in between.
+
+    Says ``{"say": "ready", "model"}`` once the default model is compiled; for each job ``{"say": "progress", "job",
+    "done", "total", "seconds"}``, then one of ``{"say": "done", "job", "result", "report"}``, ``{"say": "cancelled",
+    "job"}``, ``{"say": "failed", "job", "code", "detail"}``; for each question ``{"say": "answer", "ask", ...}``.
+    """
+
+    def __init__(self, config: WorkerConfig, repository: Repository, say: Say) -> None:
+        self._config = config
+        self._repository = repository
+        self._say = say
+        self._engines = Engines(config)
+        self._turnstile = Turnstile()
+        self._orders: dict[str, queue.SimpleQueue[Message]] = {lane: queue.SimpleQueue() for lane in (*LANES, "desk")}
+        self._cancelled: dict[str, threading.Event] = {}
+
+    def start(self) -> None:
+        """Start the threads and open the default model's engine."""
+        for lane in self._orders:
+            threading.Thread(target=self._serve, args=(lane,), name=lane, daemon=True).start()
+        name = None
+        try:
+            model = self._repository.model()
+            self._engines.get(model)
+            name = model.manifest.name
+        except HilumError as error:
+            log.warning("no default model is ready: %s", error.message)
+        self._say({"say": "ready", "model": name})
+
+    def order(self, message: Message) -> None:
+        """Take one order."""
+        match message["do"]:
+            case "run":
+                self._cancelled[message["job"]] = threading.Event()
+                self._orders[message["lane"]].put(message)
+            case "cancel":
+                if event := self._cancelled.get(message["job"]):
+                    event.set()
+            case _:
+                self._orders["desk"].put(message)
+
+    def _serve(self, lane: str) -> None:
+        act = self._answer if lane == "desk" else self._run
+        while True:
+            message = self._orders[lane].get()
+            act(message)
+            del message
+            if lane != "desk":
+                return_memory()
+
+    def _run(self, message: Message) -> None:
+        job = message["job"]
+        try:
+            self._say({"say": "done", "job": job} | self._segment(message))
+        except CancelledError:
+            self._say({"say": "cancelled", "job": job})
+        except Exception as error:  # noqa: BLE001 - the outermost door of a job: it must end in one message
+            self._say({"say": "failed", "job": job} | told(error))
+        finally:
+            self._cancelled.pop(job, None)
+
+    def _segment(self, message: Message) -> Message:
+        from hilum_inference.io import read_volume, stack_channels
+        from hilum_inference.pipeline import Segmenter
+
+        model = self._repository.model(message["model"], int(message["version"]))
+        if model.digest != message["digest"]:
+            raise ModelError("The model's files changed after the job was submitted.", code="model_changed")
+        volumes = [read_volume(Path(path)) for path in message["images"]]
+        volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
+        engine = PriorityEngine(self._engines.get(model), self._turnstile, message["lane"] == "interactive")
+        try:
+            segmenter = Segmenter(model, engine, self._config.memory)
+            progress = Progress(message["job"], self._say)
+            found = segmenter.segment(volume, progress, self._cancelled[message["job"]].is_set)
+        finally:
+            engine.finish()
+        return save(Path(message["folder"]), found.labels, volume, found.report())
+
+    def _answer(self, message: Message) -> None:
+        answer: Message = {"say": "answer", "ask": message["ask"]}
+        try:
+            match message["do"]:
+                case "models":
+                    answer |= describe(self._repository) | {"ready": self._engines.ready()}
+                case "model":
+                    answer |= {"model": describe_model(self._repository.model(message["name"], message["version"]))}
+                case "convert":
+                    convert(Path(message["mask"]), Path(message["target"]))
+        except Exception as error:  # noqa: BLE001 - as for a job: every question gets one answer
+            answer |= {"error": told(error)}
+        self._say(answer)
+
+
+class Progress:
+    """Reports windows done, at most every PROGRESS_SECONDS."""
+
+    def __init__(self, job: str, say: Say) -> None:
+        self._job = job
+        self._say = say
+        self._started = self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note that ``done`` of ``total`` windows are ready."""
+        now = time.monotonic()
+        self._started = self._started or now
+        if now - self._last < PROGRESS_SECONDS and done != total:
+            return
+        self._last = now
+        left = (now - self._started) / done * (total - done) if done > 0 else None
+        self._say({"say": "progress", "job": self._job, "done": done, "total": total, "seconds": left})
+
+
+def told(error: Exception) -> Message:
+    """``code`` and ``detail`` of a failure that the caller may read; the true text goes to the log."""
+    from hilum_server.problems import BACK_END_TEXTS, public_error
+
+    log.warning("job or question failed", exc_info=error)
+    if isinstance(error, MemoryError):
+        error = OutOfMemoryError("out of memory")
+    if isinstance(error, HilumError):
+        _, code, detail = public_error(error)
+        return {"code": code, "detail": detail}
+    if isinstance(error, OSError):
+        return {
+            "code": "storage_failed",
+            "detail": "The server could not read or write its data folder; nothing was saved.",
+        }
+    return {"code": "internal", "detail": BACK_END_TEXTS["internal"]}
+
+
+def describe(repository: Repository) -> Message:
+    """Models as the API shows them, the name of the default one, and what is broken and why."""
+    models = [describe_model(model) for model in repository.models()]
+    try:
+        default = repository.model().manifest.name
+    except HilumError:
+        default = None
+    return {"models": models, "default": default, "broken": dict(repository.broken)}
+
+
+def describe_model(model: Model) -> Message:
+    """One version of a model with its manifest."""
+    manifest = model.manifest
+    labels = [{"name": label.name, "id": label.id, "color": label.color} for label in manifest.labels]
+    names = [channel.name for channel in manifest.channels]
+    head = {"name": manifest.name, "version": str(model.version), "title": manifest.title, "task": manifest.task}
+    return {
+        **head,
+        "channels": names,
+        "labels": labels,
+        "digest": model.digest,
+        "manifest": json.loads(manifest.to_json()),
+    }
+
+
+def save(folder: Path, labels: Any, volume: Any, report: Message) -> Message:
+    """Write mask and report atomically into ``folder``; what ``done`` says."""
+    import hashlib
+
+    from hilum_inference.files import write_atomically
+    from hilum_inference.io import write_labels
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mask = folder / MASK_NAME
+    write_labels(mask, labels, volume)
+    with mask.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    result = {"sha256": digest, "bytes": mask.stat().st_size}
+    write_atomically(folder / REPORT_NAME, json.dumps({"result": result, "report": report}).encode())
+    return {"result": result, "report": report}
+
+
+def convert(mask: Path, target: Path) -> None:
+    """Write a stored mask in the format ``target``'s suffix names."""
+    from hilum_inference.io import read_volume, write_labels
+
+    volume = read_volume(mask)
+    write_labels(target, volume.array[0], volume)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system: glibc keeps a finished job's arrays otherwise."""
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl
+        if trim is not None:
+            trim(0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel was asked
+        raise SystemExit(1)
+
+
+def _private_output() -> IO[bytes]:
+    """The channel to the gateway; whatever a library prints goes to standard error instead."""
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return channel
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    die_with_parent(int(sys.argv[1]))
+    os.nice(NICE)
+    set_up("info")
+    channel, lock = _private_output(), threading.Lock()
+
+    def say(message: Message) -> None:
+        with lock:
+            channel.write(json.dumps(message).encode() + b"\n")
+            channel.flush()
+
+    config = WorkerConfig.from_message(json.loads(sys.stdin.buffer.readline()))
+    from hilum_inference.repository import Repository
+
+    worker = Worker(config, Repository(config.repositories), say)
+    worker.start()
+    for line in sys.stdin.buffer:
+        worker.order(json.loads(line))
+
+
+if __name__ == "__main__":
+    main()
