@@ -71,7 +71,9 @@ class AxisMap:
 
     @cached_property
     def _matrix(self) -> NDArray[np.float32]:
-        return cubic_matrix(self.positions, self.size_in)
+        # scipy's mode "nearest" goes on along the spline over the repeated edge instead of clamping the position.
+        places = self.offset + self.step * np.arange(self.size_out)
+        return cubic_matrix(np.clip(places, -SPLINE_PAD, self.size_in - 1 + SPLINE_PAD), self.size_in)
 
     def source_range(self, first: int, last: int) -> tuple[int, int]:
         """(lowest, highest + 1) input voxel that samples ``first`` to ``last`` - 1 read."""
@@ -87,13 +89,13 @@ class AxisMap:
         return int(used[0]), int(used[-1]) + 1
 
     def resample(
-        self, array: NDArray[np.float32], axis: int, first: int = 0, last: int | None = None
+        self, array: NDArray[np.float32], axis: int, part: tuple[int, int] | None = None
     ) -> NDArray[np.float32]:
-        """Samples ``first`` to ``last`` along ``axis`` of an array that holds just their ``source_range``."""
-        last = self.size_out if last is None else last
+        """Samples along ``axis``: all, or ``part`` (first, last + 1) of an array that holds its source range."""
         if self.is_identity:
             return array
-        low, high = self.source_range(first, last)
+        first, last = part or (0, self.size_out)
+        low, high = self.source_range(first, last) if part else (0, self.size_in)
         if self.order == 0:
             return np.take(array, self.nearest[first:last] - low, axis=axis)
         if self.order == 3:

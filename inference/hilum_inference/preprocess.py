@@ -198,8 +198,7 @@ class Source:
         block = block.transpose(order)
         maps = self._grid.maps
         for axis in sorted(range(3), key=lambda a: maps[a].size_out / maps[a].size_in):
-            ends = (first, last) if axis == sweep else (0, maps[axis].size_out)
-            block = maps[axis].resample(block, order.index(axis), *ends)
+            block = maps[axis].resample(block, order.index(axis), (first, last) if axis == sweep else None)
         return block.transpose(np.argsort(order))
 
     def _blocks(self, channel: int, resampled: bool) -> Iterator[NDArray[np.float32]]:

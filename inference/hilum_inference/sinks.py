@@ -118,7 +118,7 @@ class ChannelSink:
     def _write(self, planes: NDArray[np.float32]) -> None:
         """(C + 1, 1 or 2, h, w) model planes around the next plane of the box: resample, decide, write."""
         sweep = self._layout.sweep[0]
-        plane = self._back[sweep].resample(planes, 1, self._next, self._next + 1)[:, 0]
+        plane = self._back[sweep].resample(planes, 1, (self._next, self._next + 1))[:, 0]
         for axis, a in enumerate(a for a in range(3) if a != sweep):
             plane = self._back[a].resample(plane, axis + 1)
         self._target[self._next] = self._decider.labels(np.ascontiguousarray(plane))

@@ -59,10 +59,12 @@ def test_labels_equal_nnunets_predictor(tmp_path: Path) -> None:
     logits = predictor.predict_sliding_window_return_logits(_windowed(image)[0])
     expected = logits.float().argmax(0).numpy()
     got = segmenter.segment(Volume.from_array(image)).labels
-    # nnU-Net sums in float16: only voxels whose two best logits lie within its rounding may differ.
+    # nnU-Net sums in float16: where its two best logits lie within that rounding either may win.
     best = np.sort(logits.float().numpy(), axis=0)
-    assert (best[-1] - best[-2])[got != expected].max(initial=0) < 0.02 * np.abs(best).max()
-    assert (got == expected).mean() > 0.999
+    clear = best[-1] - best[-2] > 0.005 * np.abs(best).max()
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(got[clear], expected[clear])
+    assert (got == expected).mean() > 0.99
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

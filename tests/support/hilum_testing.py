@@ -39,8 +39,9 @@ class Tiny(torch.nn.Module):
         self.body = torch.nn.Conv3d(channels, features, 3, padding=1)
         self.head = torch.nn.Conv3d(features, classes, 1)
         with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            for name, parameter in self.named_parameters():
+                scale = 0.1 if name.endswith("bias") else 1.0  # small, so that no class wins everywhere
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = torch.nn.functional.leaky_relu(self.body(x), 0.1)

@@ -1,0 +1,84 @@
+"""The embedded engine against torch, its precision record, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hilum_testing import manifest, publish_tiny
+
+from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.engines.openvino import OpenVinoEngine
+from hilum_inference.errors import EngineError
+
+ONE = EngineSettings(threads=1)
+
+
+def test_logits_and_features_equal_torch_in_f32(tmp_path: Path) -> None:
+    model, net = publish_tiny(tmp_path, manifest(), features=2, with_head=True)
+    engine = open_engine(model, ONE)
+    batch = np.random.default_rng(0).normal(size=(2, 1, 16, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        features = torch.nn.functional.leaky_relu(net.body(torch.from_numpy(batch)), 0.1)
+        logits = net.head(features).numpy()
+    assert np.abs(engine.run(batch) - logits).max() <= 5e-4 * np.abs(logits).max()
+    np.testing.assert_allclose(engine.run(batch, "features"), features.numpy(), atol=1e-4)
+    assert engine.precision == "f32"
+
+
+def test_many_threads_get_their_own_answers(tmp_path: Path) -> None:
+    model, _ = publish_tiny(tmp_path, manifest())
+    engine = open_engine(model, ONE)
+    batches = [np.full((1, 1, 16, 16, 16), n / 50, np.float32) for n in range(50)]
+    expected = [engine.run(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for answer, single in zip(pool.map(engine.run, batches), expected, strict=True):
+            np.testing.assert_array_equal(answer, single)
+
+
+def test_the_answer_goes_into_the_given_array(tmp_path: Path) -> None:
+    model, _ = publish_tiny(tmp_path, manifest())
+    engine = open_engine(model, ONE)
+    out = np.empty((1, 3, 16, 16, 16), np.float32)
+    batch = np.ones((1, 1, 16, 16, 16), np.float32)
+    assert engine.run(batch, out=out) is out
+    np.testing.assert_array_equal(out, engine.run(batch))
+    with pytest.raises(ValueError, match="answer has"):
+        engine.run(batch, out=out[:, :2])
+    with pytest.raises(ValueError, match="takes"):
+        engine.run(batch[..., :8])
+
+
+def test_a_network_that_is_none_is_an_engine_error(tmp_path: Path) -> None:
+    model, _ = publish_tiny(tmp_path, manifest())
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(model.network.read_bytes()[:100])
+    with pytest.raises(EngineError, match="OpenVINO refused"):
+        OpenVinoEngine(dataclasses.replace(model, network=broken))
+
+
+def test_precision_is_timed_once_and_then_replayed(tmp_path: Path) -> None:
+    model, _ = publish_tiny(tmp_path / "r", manifest(precisions=("f32", "bf16")))
+    record = tmp_path / "precision.json"
+    settings = EngineSettings(threads=1, record=record)
+    open_engine(model, settings)
+    (key, entry), *others = json.loads(record.read_text()).items()
+    assert not others
+    assert model.digest in key
+    assert set(entry["seconds"]) == {"f32", "bf16"}
+    for forced in ("bf16", "f32"):
+        record.write_text(json.dumps({key: entry | {"precision": forced}}))
+        assert open_engine(model, settings).precision == forced
+    assert open_engine(model, ONE).precision == "f32"  # no record, no choice
+
+
+def test_no_triton_is_one_clear_error(tmp_path: Path, unused_tcp_port: int) -> None:
+    model, _ = publish_tiny(tmp_path, manifest())
+    with pytest.raises(EngineError, match="does not serve tiny") as caught:
+        open_engine(model, EngineSettings(triton=f"127.0.0.1:{unused_tcp_port}"))
+    assert caught.value.code == "triton_not_ready"

@@ -1,0 +1,108 @@
+"""Axis maps against scipy, scikit-image and nibabel."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.transform import resize
+
+from hilum_inference import geometry
+from hilum_inference.geometry import AxisMap, fit
+from hilum_inference.manifest import Geometry
+from hilum_inference.volume import Grid
+
+ORIENTATIONS = [
+    "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
+]
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(geometry).failed == 0
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(("n", "m"), [(17, 40), (40, 17), (5, 9), (2, 5), (1, 3)])
+def test_edges_alignment_equals_scikit_image(n: int, m: int, order: int) -> None:
+    values = np.random.default_rng(n * m).normal(size=n).astype(np.float32)
+    mapping = AxisMap(n, m, n / m, n / m / 2 - 0.5, order)
+    expected = resize(values, (m,), order=order, mode="edge", anti_aliasing=False, clip=False)
+    got = mapping.resample(values, 0)
+    if order == 0:  # which neighbour a tie goes to is a convention: ours is the higher one
+        ties = np.isclose(mapping.positions % 1, 0.5)
+        np.testing.assert_array_equal(got[~ties], expected[~ties])
+    else:
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_cubic_equals_scipys_spline_in_the_middle_of_a_volume() -> None:
+    values = np.random.default_rng(1).normal(size=(20, 7)).astype(np.float32)
+    places = np.linspace(0, 19, 33)
+    expected = ndimage.map_coordinates(
+        values, np.meshgrid(places, np.arange(7), indexing="ij"), order=3, mode="nearest"
+    )
+    got = AxisMap(20, 33, 19 / 32, 0.0, 3).resample(values, 0)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_a_part_of_an_axis_equals_the_part_of_the_whole(order: int) -> None:
+    values = np.random.default_rng(2).normal(size=(4, 50)).astype(np.float32)
+    mapping = AxisMap(50, 31, 49 / 30, 0.0, order)
+    whole = mapping.resample(values, 1)
+    for first, last in [(0, 1), (3, 17), (30, 31), (0, 31)]:
+        low, high = mapping.source_range(first, last)
+        np.testing.assert_allclose(
+            mapping.resample(values[:, low:high], 1, (first, last)), whole[:, first:last], atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_orientation_equals_nibabels(orientation: str) -> None:
+    stored = "PIR"
+    affine = np.array([[0, 0, 3, 5], [-1.5, 0, 0, 8], [0, -2, 0, 9], [0, 0, 0, 1.0]])
+    image = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    assert Grid((2, 3, 4), affine).orientation == stored
+    transform = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt(stored), nibabel.orientations.axcodes2ornt(orientation)
+    )
+    expected = nibabel.orientations.apply_orientation(image, transform)
+    grid = fit(Grid((2, 3, 4), affine), Geometry(orientation=orientation))
+    np.testing.assert_array_equal(grid.view(image[None])[0], expected)
+    back = np.zeros((2, 3, 4), int)
+    grid.restore(expected, back)
+    np.testing.assert_array_equal(back, image)
+
+
+def test_restore_takes_the_nearest_voxel_as_itk_does() -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    small = np.random.default_rng(3).integers(0, 5, (9, 8, 7)).astype(np.uint8)
+    grid = fit(Grid((16, 15, 9), np.diag([0.8, 0.9, 2.5, 1.0])), Geometry(spacing=(1.5, 1.5, 3.0)))
+    assert grid.shape == (9, 9, 8)
+    small = np.random.default_rng(3).integers(0, 5, grid.shape).astype(np.uint8)
+    moving = sitk.GetImageFromArray(small.T)
+    moving.SetSpacing((1.5, 1.5, 3.0))
+    fixed = sitk.GetImageFromArray(np.zeros((9, 15, 16), np.uint8))
+    fixed.SetSpacing((0.8, 0.9, 2.5))
+    extrapolated = sitk.Resample(moving, fixed, sitk.Transform(), sitk.sitkNearestNeighbor, 255)
+    expected = sitk.GetArrayFromImage(extrapolated).T
+    got = np.zeros((16, 15, 9), np.uint8)
+    grid.restore(small, got)
+    np.testing.assert_array_equal(got[expected != 255], expected[expected != 255])
+
+
+def test_separate_z_is_nnunets_rule() -> None:
+    thick = Grid((64, 64, 20), np.diag([1, 1, 5.0, 1]))
+    rule = Geometry(spacing=(1, 1, 5), order=3, separate_z="auto")
+    assert [m.order for m in fit(thick, rule).maps] == [3, 3, 0]
+    assert [m.order for m in fit(Grid((64, 64, 20), np.diag([1, 1, 2.0, 1])), rule.model_copy(update={"spacing": (1, 1, 2)})).maps] == [3, 3, 3]  # noqa: E501  # fmt: skip
+
+
+def test_sizes_are_those_of_the_two_conventions() -> None:
+    grid = Grid((512, 512, 300), np.diag([0.8, 0.8, 1.5, 1]))
+    assert fit(grid, Geometry(spacing=(1.5, 1.5, 1.5))).shape == (274, 274, 300)
+    assert fit(grid, Geometry(spacing=(1.5, 1.5, 1.5), align="edges")).shape == (273, 273, 300)
