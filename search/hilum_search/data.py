@@ -1,0 +1,162 @@
+"""Training cases: image and reference segmentation on the model's grid, cut into slabs that share no voxel.
+
+Reading, orientation, resampling and intensity rules are those of the heart, so that training and serving cannot differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilum_inference import intensity
+from hilum_inference.geometry import ModelGrid
+from hilum_inference.intensity import Normaliser
+from hilum_inference.io import read_volume
+from hilum_inference.manifest import Manifest
+from hilum_inference.preprocess import model_grid
+from hilum_inference.volume import Volume
+from hilum_search.errors import DataError, RecipeError
+from hilum_search.recipe import Recipe, Target
+
+GRID_TOLERANCE_MM = 1e-2
+"""Image and reference must place their voxels alike within this distance; headers are rounded."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case, or a slab of one, on the model's grid.
+
+    Attributes:
+        name: what reports call it.
+        image: (C, D, H, W) float32 values before the intensity rule, in the stored unit (HU).
+        ids: (D, H, W) int64 ids of the reference segmentation.
+        normalisers: the intensity rule of each channel, with the figures of the whole case.
+    """
+
+    name: str
+    image: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    normalisers: tuple[Normaliser, ...]
+
+    def planes(self, first: int, last: int) -> Case:
+        """The slab of planes [first, last) along the last axis.
+
+        Raises:
+            DataError: planes that the case does not have.
+        """
+        if not 0 <= first < last <= self.ids.shape[2]:
+            raise DataError(f"The slab {first}:{last} lies outside the {self.ids.shape[2]} planes of {self.name}.")
+        kept = slice(first, last)
+        name = f"{self.name}[{first}:{last}]"
+        return dataclasses.replace(self, name=name, image=self.image[..., kept], ids=self.ids[..., kept])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a case lies: an image and its reference segmentation on one grid, in any format that Hilum reads."""
+
+    image: Path
+    labels: Path
+
+
+def load_case(files: Files, manifest: Manifest) -> Case:
+    """A case on the model's grid: the image by the manifest's interpolation, the reference by nearest voxel.
+
+    Raises:
+        InputError: a file that cannot be read or does not fit the model.
+        DataError: image and reference on different grids.
+        RecipeError: an intensity rule that runs before resampling.
+    """
+    if manifest.intensity.stage != "after-resampling":
+        raise RecipeError("Training offers intensity rules after resampling only: augmentation works on stored values.")
+    image, labels = read_pair(files)
+    grid = model_grid(image, manifest)
+    values = _resampled(image, grid)
+    fitted = tuple(
+        intensity.fit(manifest.intensity, manifest.intensity_steps(n), lambda n=n: [values[n]])  # type: ignore[misc]
+        for n in range(len(values))
+    )
+    return Case(files.image.name.split(".")[0], values, _nearest(labels, grid), fitted)
+
+
+def read_pair(files: Files) -> tuple[Volume, Volume]:
+    """Image and reference segmentation as stored.
+
+    Raises:
+        InputError: a file that cannot be read.
+        DataError: two different grids.
+    """
+    image, labels = read_volume(files.image), read_volume(files.labels)
+    if not image.grid.close_to(labels.grid, GRID_TOLERANCE_MM):
+        names = f"{files.image.name} and {files.labels.name}"
+        raise DataError(f"{names} lie on different grids; resample one to the other.")
+    return image, labels
+
+
+def normalise(values: NDArray[np.float32], normalisers: Sequence[Normaliser]) -> NDArray[np.float32]:
+    """(C, D, H, W) values through the intensity rule of each channel, a copy."""
+    out = np.array(values, np.float32, order="C")
+    for block, normaliser in zip(out, normalisers, strict=True):
+        normaliser.apply(block)
+    return out
+
+
+def targets(ids: NDArray[np.int64], labels: Sequence[Target]) -> NDArray[np.int64]:
+    """(D, H, W) classes of the network from ids of the reference segmentation."""
+    return class_table(labels, int(ids.max(initial=0)))[ids]
+
+
+def class_table(labels: Sequence[Target], largest: int) -> NDArray[np.int64]:
+    """Class of every id from 0 to ``largest`` (or the largest id that a label names); 0 where no label names it."""
+    size = max(largest, *(i for label in labels for i in label.from_ids)) + 1
+    table = np.zeros(size, np.int64)
+    for label in labels:
+        table[list(label.from_ids)] = label.id
+    return table
+
+
+def split(case: Case, recipe: Recipe) -> tuple[list[Case], list[Case]]:
+    """Slabs to train on and slabs held back, at least ``training.gap`` planes apart.
+
+    Raises:
+        DataError: held-back slabs outside the case, or nothing left to train on.
+    """
+    gap = recipe.training.gap
+    held = [case.planes(first, last) for first, last in recipe.training.held_back]
+    free = np.ones(case.ids.shape[2], bool)
+    for first, last in recipe.training.held_back:
+        free[max(first - gap, 0) : last + gap] = False
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(int)))
+    train = [case.planes(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    if not train:
+        raise DataError(f"The held-back slabs leave no plane of {case.name} to train on.")
+    return train, held
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _resampled(volume: Volume, grid: ModelGrid) -> NDArray[np.float32]:
+    values = np.stack([volume.values(channel) for channel in range(volume.channels)])
+    block = np.ascontiguousarray(grid.view(values))
+    for axis, mapping in enumerate(grid.maps):
+        block = mapping.resample(block, axis + 1)
+    return block
+
+
+def _nearest(volume: Volume, grid: ModelGrid) -> NDArray[np.int64]:
+    block: NDArray[Any] = grid.view(volume.array)[0]
+    for axis, mapping in enumerate(grid.maps):
+        block = np.take(block, mapping.nearest, axis=axis)
+    ids = np.rint(block * volume.slope + volume.intercept)
+    return np.ascontiguousarray(ids, dtype=np.int64)
