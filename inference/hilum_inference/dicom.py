@@ -75,13 +75,16 @@ class _Image:
     padding: tuple[int, int] | None
 
 
-def read_series(path: Path, *, series: str | None = None, limits: Limits | None = None) -> Volume:
+def read_series(
+    path: Path, *, series: str | None = None, limits: Limits | None = None, workspace: Path | None = None
+) -> Volume:
     """The volume of one series.
 
     Args:
         path: a folder (searched to its depths; files that are no DICOM images are passed over), a zip or one file.
         series: its SeriesInstanceUID, needed only where there are several.
         limits: bounds on files and voxels; the defaults where left out.
+        workspace: where a zip is unpacked for the time being; the system's temporary folder where left out.
 
     Raises:
         UnreadableError: no image, several series, images that do not belong together or cannot be decoded.
@@ -89,10 +92,10 @@ def read_series(path: Path, *, series: str | None = None, limits: Limits | None 
         LimitError: too many files or voxels.
     """
     limits = limits or Limits()
-    if path.is_file() and path.open("rb").read(4) == b"PK\x03\x04":
+    if path.is_file() and _is_zip(path):
         from hilum_inference.gate.archive import unpack
 
-        with tempfile.TemporaryDirectory(prefix="hilum-") as folder:
+        with tempfile.TemporaryDirectory(prefix=".hilum-", dir=workspace) as folder:
             unpack(path, Path(folder), limits)
             return read_series(Path(folder), series=series, limits=limits)
     with warnings.catch_warnings():
@@ -109,6 +112,11 @@ def read_series(path: Path, *, series: str | None = None, limits: Limits | None 
             )
         grid = Grid(shape, _LPS_TO_RAS @ affine)
         return _stack(ordered, grid)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _files(path: Path, limits: Limits) -> list[Path]:

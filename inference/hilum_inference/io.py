@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference.errors import LimitError, MismatchError, UnreadableError
+from hilum_inference.files import sync_folder
 from hilum_inference.volume import Grid, Volume
 
 MAX_INFLATION = 1032
@@ -184,16 +185,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def is_gzip(path: Path) -> bool:
