@@ -18,7 +18,11 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model of a server or repository; ``manifest`` only where one model was asked for by name."""
+    """One model of a server or repository.
+
+    ``spacing`` (mm) and ``window`` (voxels) are the network's; they and ``manifest`` are only known where one model was
+    asked for by name, or in this process.
+    """
 
     name: str
     version: str
@@ -27,6 +31,8 @@ class ModelInfo:
     channels: tuple[str, ...] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
     colors: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    spacing: tuple[float, ...] | None = None
+    window: tuple[int, ...] | None = None
     digest: str = ""
     manifest: Json | None = None
 
@@ -34,6 +40,9 @@ class ModelInfo:
     def from_json(cls, data: Json) -> ModelInfo:
         """From an entry of ``GET /api/models``; unknown fields are ignored."""
         labels = data.get("labels") or ()
+        manifest = data.get("manifest") or {}
+        spacing = data.get("spacing") or manifest.get("geometry", {}).get("spacing")
+        window = data.get("window") or manifest.get("windows", {}).get("size")
         return cls(
             name=str(data["name"]),
             version=str(data.get("version", "")),
@@ -42,6 +51,8 @@ class ModelInfo:
             channels=tuple(c if isinstance(c, str) else str(c["name"]) for c in data.get("channels") or ()),
             labels={str(label["name"]): int(label["id"]) for label in labels},
             colors={str(label["name"]): tuple(label["color"]) for label in labels if label.get("color")},
+            spacing=None if spacing is None else tuple(spacing),
+            window=None if window is None else tuple(window),
             digest=str(data.get("digest", "")),
             manifest=data.get("manifest"),
         )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from hilum_client.errors import MissingExtra
+from hilum_client.errors import MissingExtra, told
 from hilum_client.extras import load, missing
 
 
@@ -115,12 +115,9 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
 
 def _sentence(error: Exception) -> str:
     """Errors of the rooms carry a message for people; anything else is a defect and is named as such."""
-    message = getattr(error, "message", None)
-    if isinstance(message, str) and hasattr(error, "code"):
-        return message
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}."
+    known = told(error)
+    if known is not None:
+        return known[1]
     return f"Unexpected {type(error).__name__}: {error}. Run it again as hilum --debug ... to see where."
 
 

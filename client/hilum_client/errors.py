@@ -74,3 +74,17 @@ class MissingExtra(ClientError):  # noqa: N818
     """A part of the wheel is not installed."""
 
     code = "missing_extra"
+
+
+def told(error: BaseException) -> tuple[str, str] | None:
+    """Code and sentence of an error that is meant for people (any room's), or of the file system; None: a defect."""
+    message, code = getattr(error, "message", None), getattr(error, "code", None)
+    if isinstance(message, str) and isinstance(code, str):
+        return code, message
+    return told_file(error) if isinstance(error, OSError) and error.strerror else None
+
+
+def told_file(error: OSError) -> tuple[str, str]:
+    """Code and sentence of an error of the file system."""
+    where = f": {error.filename}" if error.filename else ""
+    return "file_system", f"{error.strerror}{where}."

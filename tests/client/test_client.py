@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,9 +16,7 @@ from hilum_client.errors import BusyError, ConnectError, InputError, JobFailed, 
 from hilum_client.nifti import decode, read
 from hilum_client.steps import Retry
 
-if TYPE_CHECKING:
-    from client.conftest import Gateway
-
+Gateway = Any  # conftest's, which cannot be imported by name
 Refuse = Callable[..., httpx.Response]
 
 

@@ -1,0 +1,114 @@
+"""Where the command line segments: in this process, or on a server; both behind the same two verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from hilum_client.answers import ModelInfo, Result
+from hilum_client.errors import InputError
+from hilum_client.extras import load
+
+Progress = Callable[[int, int], None]
+Input = Path | Mapping[str, Path]
+
+DATA_FOLDER: Final = Path("~/.local/share/hilum")
+MODELS: Final = "models"  # below the data folder
+
+
+class Backend(Protocol):
+    """What segments."""
+
+    def models(self) -> list[ModelInfo]:
+        """All models that can be asked for."""
+        ...
+
+    def segment(self, image: Input, *, model: str | None, out: Path, progress: Progress | None) -> Result:
+        """Segment one image (or channel name -> image) into a file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which back-end: a server's address and key, or folders of models and threads in this process."""
+
+    server: str | None = None
+    key: str | None = None
+    repositories: tuple[Path, ...] = ()
+    threads: int | None = None
+
+
+@contextmanager
+def open_backend(where: Where, user: str) -> Iterator[Backend]:
+    """The back-end, closed at the end.
+
+    Raises:
+        MissingExtra: in-process, but the extra [inference] is not installed; ``user`` is named in the sentence.
+    """
+    if where.server is not None:
+        from hilum_client.client import Client
+
+        with Client(where.server, where.key) as client:
+            yield client
+        return
+    local = load("hilum_inference.local:LocalClient", "inference", f"{user} without --server")
+    client = local(repositories=repositories(where), threads=where.threads)
+    try:
+        yield InProcess(client)
+    finally:
+        client.close()
+
+
+def repositories(where: Where) -> list[Path]:
+    """The folders of models: those asked for, else those that come with Hilum and those of the data folder."""
+    if where.repositories:
+        missing = [str(folder) for folder in where.repositories if not folder.is_dir()]
+        if missing:
+            raise InputError(f"There is no folder {missing[0]}.", code="no_such_folder")
+        return list(where.repositories)
+    shipped: Path = load("hilum_inference.repository:shipped_repository", "inference", "a model of this machine")()
+    return [shipped, DATA_FOLDER.expanduser() / MODELS]
+
+
+class InProcess:
+    """``LocalClient`` of the heart with the answers of this room."""
+
+    def __init__(self, local: Any) -> None:
+        self._local = local
+
+    def models(self) -> list[ModelInfo]:
+        """The models of the folders."""
+        return [ModelInfo.from_json(model) for model in self._local.models()]
+
+    def segment(self, image: Input, *, model: str | None, out: Path, progress: Progress | None) -> Result:
+        """Segment one image into a file."""
+        done = self._local.segment(image, model=model, out=out, progress=progress)
+        return Result(
+            model=done.model,
+            version=str(done.version),
+            statistics=done.statistics,
+            timings=done.timings,
+            mask_path=done.mask_path,
+            report=done.report,
+        )
+
+
+def choose(models: list[ModelInfo], name: str | None) -> ModelInfo:
+    """The model of a name, or the only one for segmentation.
+
+    Raises:
+        InputError: none of that name, or no name where there are several.
+    """
+    known = ", ".join(sorted({model.name for model in models})) or "none"
+    if name is not None:
+        found = [model for model in models if model.name == name]
+        if not found:
+            raise InputError(f"There is no model {name!r}; known: {known}.", code="unknown_model")
+        return found[-1]
+    found = [model for model in models if model.task == "segmentation"]
+    if len(found) != 1:
+        raise InputError(f"Name one model with --model; for segmentation there are: {known}.", code="model_not_named")
+    return found[0]

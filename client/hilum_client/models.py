@@ -1,0 +1,99 @@
+"""``hilum models``: what can be asked for; ``hilum models rollback NAME``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hilum_client.backend import Where, open_backend, repositories
+from hilum_client.errors import InputError
+from hilum_client.extras import load
+from hilum_client.options import AsJson, Key, Repository, Server, application
+
+if TYPE_CHECKING:
+    from hilum_client.answers import ModelInfo
+
+app = application("List models, or roll one back to its earlier version.", invoke_without_command=True)
+
+
+@app.callback(epilog="Example: hilum models --server http://127.0.0.1:8000")
+def list_models(
+    context: typer.Context,
+    server: Server = None,
+    key: Key = None,
+    repository: Repository = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models of this machine or of a server."""
+    if context.invoked_subcommand is not None:
+        return
+    models = found(Where(server, key, tuple(repository or ())))
+    if as_json:
+        typer.echo(json.dumps([without_manifest(model) for model in models], indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("name", "version", "labels", "spacing [mm]", "window", "digest"):
+        table.add_column(title, no_wrap=title != "labels")
+    for model in models:
+        table.add_row(*(Text(cell) for cell in cells(model)))
+    Console().print(table)
+
+
+@app.command("rollback", epilog="Example: hilum models rollback abdomen --repository ./model_repository")
+def rollback(
+    name: Annotated[str, typer.Argument(help="Which model.")],
+    repository: Repository = None,
+) -> None:
+    """Withdraw the version that is served; the one before it is served again. A running gateway notices."""
+    folder = home(name, repositories(Where(repositories=tuple(repository or ()))))
+    version = load("hilum_inference.repository:rollback", "inference", "hilum models rollback")(folder, name)
+    typer.echo(f"{name} is served as version {version} now.")
+
+
+def found(where: Where) -> list[ModelInfo]:
+    """All models of a back-end with their spacing and window."""
+    with open_backend(where, "hilum models") as backend:
+        models = backend.models()
+        if where.server is None:
+            return models
+        from hilum_client.client import Client
+
+        if not isinstance(backend, Client):
+            return models
+        return [backend.model(model.name) for model in models]
+
+
+def home(name: str, folders: list[Path]) -> Path:
+    """The first folder of models that has one of this name.
+
+    Raises:
+        InputError: none has.
+    """
+    for folder in folders:
+        if (folder / name / "config.pbtxt").is_file():
+            return folder
+    looked = ", ".join(str(folder) for folder in folders)
+    raise InputError(f"There is no model {name!r} in {looked}.", code="unknown_model")
+
+
+def without_manifest(model: ModelInfo) -> dict[str, object]:
+    """A model as JSON-able data, without what a table has no room for."""
+    values = dataclasses.asdict(model)
+    del values["manifest"]
+    return values
+
+
+def cells(model: ModelInfo) -> tuple[str, ...]:
+    """A row of the table."""
+    spacing = "the image's" if model.spacing is None else " x ".join(f"{value:g}" for value in model.spacing)
+    window = "" if model.window is None else " x ".join(map(str, model.window))
+    return model.name, model.version, ", ".join(model.labels), spacing, window, model.digest[:12]

@@ -1,0 +1,151 @@
+"""The report of a batch: one JSON that a later run reads to go on, one CSV for a spreadsheet, both always whole."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from hilum_client.errors import InputError
+from hilum_client.payload import read_chunks
+
+if TYPE_CHECKING:
+    from hilum_client.answers import ModelInfo
+
+FORMAT: Final = "hilum.batch/1"
+JSON_NAME: Final = "report.json"
+CSV_NAME: Final = "report.csv"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one case.
+
+    Attributes:
+        case: path below the folder of volumes.
+        status: ``done`` or ``failed``.
+        input_sha256: of its content.
+        model, version, digest: what it was segmented with.
+        seconds: wall time.
+        mask, mask_sha256: path below the output folder; empty where it failed.
+        labels: ``name``, ``id``, ``voxels``, ``ml`` of each label.
+        code, message: why it failed.
+    """
+
+    case: str
+    status: str
+    input_sha256: str
+    model: str
+    version: str
+    digest: str
+    seconds: float
+    mask: str = ""
+    mask_sha256: str = ""
+    labels: Sequence[dict[str, Any]] = ()
+    code: str = ""
+    message: str = ""
+
+
+@dataclass
+class Report:
+    """The entries of a batch in its output folder; ``add`` writes both files at once."""
+
+    folder: Path
+    model: ModelInfo
+    cases: Sequence[str]
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, model: ModelInfo, cases: Sequence[str]) -> Self:
+        """The report of a folder, with what an earlier run left in it for these cases.
+
+        Raises:
+            InputError: there is a ``report.json`` that no batch wrote.
+        """
+        path = folder / JSON_NAME
+        entries: dict[str, Entry] = {}
+        if path.exists():
+            try:
+                data = json.loads(path.read_bytes())
+                if data["format"] != FORMAT:
+                    raise ValueError(data["format"])
+                entries = {entry["case"]: Entry(**entry) for entry in data["cases"]}
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path} is no report of hilum batch; move it away.", code="foreign_report") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, model, cases, {case: entries[case] for case in cases if case in entries})
+
+    def finished(self, case: str, content: str) -> Entry | None:
+        """The entry of a case that is done: same content, same model digest, mask as it was written."""
+        entry = self.entries.get(case)
+        if entry is None or (entry.status, entry.input_sha256, entry.digest) != ("done", content, self.model.digest):
+            return None
+        mask = self.folder / entry.mask
+        return entry if mask.is_file() and sha256(mask) == entry.mask_sha256 else None
+
+    def done(self, case: str, content: str, mask: str, labels: Sequence[dict[str, Any]], seconds: float) -> Entry:
+        """The entry of a case whose mask has been written."""
+        kept = [{name: label[name] for name in ("name", "id", "voxels", "ml")} for label in labels]
+        made = sha256(self.folder / mask)
+        return Entry(case, "done", content, *self._identity(), round(seconds, 3), mask, made, kept)
+
+    def failed(self, case: str, content: str, code: str, message: str, seconds: float) -> Entry:
+        """The entry of a case that could not be segmented."""
+        return Entry(case, "failed", content, *self._identity(), round(seconds, 3), code=code, message=message)
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry in and write both files, each whole or not at all."""
+        self.entries[entry.case] = entry
+        self.write()
+
+    def write(self) -> None:
+        """Write both files."""
+        entries = [asdict(self.entries[case]) for case in sorted(self.entries)]
+        count = sum(entry["status"] == "done" for entry in entries)
+        head = {"format": FORMAT, "total": len(self.cases), "done": count, "failed": len(entries) - count}
+        write_atomically(self.folder / JSON_NAME, json.dumps(head | {"cases": entries}, indent=1).encode())
+        write_atomically(self.folder / CSV_NAME, self._csv().encode())
+
+    def _csv(self) -> str:
+        names = sorted({label["name"] for entry in self.entries.values() for label in entry.labels})
+        plain = ["case", "status", "code", "message", "model", "version", "seconds", "mask"]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*plain, *(f"{name}_ml" for name in names)])
+        for case in sorted(self.entries):
+            entry = self.entries[case]
+            volumes = {label["name"]: label["ml"] for label in entry.labels}
+            writer.writerow([*(getattr(entry, name) for name in plain), *(volumes.get(name, "") for name in names)])
+        return text.getvalue()
+
+    def _identity(self) -> tuple[str, str, str]:
+        return self.model.name, self.model.version, self.model.digest
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A file that appears only when it is whole and on the disk."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
