@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo sample demo-model test test-all lint check bench clean
+.PHONY: help triton-env setup demo sample demo-model test test-all lint check bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,13 @@ sample: $(VENV)/bin/python  ## fetch the real CT sample into .samples
 demo-model: $(VENV)/.dev sample  ## rebuild the demo model from nothing
 	$(BIN)/hilum train --recipe demo --data .samples --out runs/demo
 	$(BIN)/hilum export runs/demo --repository model_repository
+
+triton-env: .venv-triton/.done  ## a real Triton for the tests, in an environment of its own
+
+.venv-triton/.done:
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 onnxruntime 'numpy<2'
+	touch $@
 
 lint: $(VENV)/.dev  ## style, types, and who may import whom
 	$(BIN)/ruff check .

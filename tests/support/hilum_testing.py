@@ -90,9 +90,15 @@ def publish_tiny(folder: Path, described: Manifest, features: int = 4, with_head
 def config_text(described: Manifest) -> str:
     """A ``config.pbtxt`` for a model."""
     text = manifest_parameter(described).replace("\\", "\\\\").replace('"', '\\"')
+    size = ", ".join(map(str, described.windows.size))
+    outputs = [("logits", described.classes)]
+    if described.head is not None:
+        outputs.append(("features", described.head.features))
+    tensors = [("input", "image", len(described.channels)), *(("output", *output) for output in outputs)]
     return (
-        f'name: "{described.name}"\nbackend: "onnxruntime"\nmax_batch_size: 1\n'
-        f'parameters {{ key: "hilum_manifest" value {{ string_value: "{text}" }} }}\n'
+        f'name: "{described.name}"\nbackend: "onnxruntime"\nmax_batch_size: 4\n'
+        + "".join(f'{kind} {{ name: "{n}" data_type: TYPE_FP32 dims: [ {c}, {size} ] }}\n' for kind, n, c in tensors)
+        + f'parameters {{ key: "hilum_manifest" value {{ string_value: "{text}" }} }}\n'
     )
 
 

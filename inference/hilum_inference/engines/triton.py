@@ -70,7 +70,7 @@ class TritonEngine:
             got = None if answer is None else (answer.shape, str(answer.dtype))
             raise EngineError(f"Triton answered {got}, the model promises {expected} float32.", code="bad_reply")
         if out is None:
-            return np.asarray(answer, np.float32)
+            return np.array(answer, np.float32)  # the reply is read-only, the caller may write
         np.copyto(out, answer)
         return out
 
