@@ -18,7 +18,7 @@ def config(manifest: Manifest, features: int, max_batch: int = 4) -> str:
         features: channels of the ``features`` output.
         max_batch: windows that Triton may put together.
     """
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as triton
 
     window = list(manifest.windows.size)

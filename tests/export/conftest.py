@@ -1,0 +1,62 @@
+"""A trained model of a few hundred weights, as hilum train leaves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hilum_search.network import build
+from hilum_search.recipe import parse_recipe
+from hilum_search.trained import Trained, write_trained
+
+RECIPE = """
+name = "tiny"
+
+[architecture]
+family = "c2fnas"
+filters = 3
+levels = [0, 1, 0]
+operators = ["2d", "p3d", "3d"]
+full_resolution_skip = true
+
+[[channels]]
+name = "t1"
+modality = "MR"
+[[channels]]
+name = "t2"
+modality = "MR"
+
+[[labels]]
+name = "lesion"
+id = 1
+from_ids = [1]
+
+[preprocessing.geometry]
+spacing = [1.0, 1.0, 1.0]
+
+[preprocessing.intensity]
+steps = [[{ rule = "z-score", scope = "volume" }]]
+
+[preprocessing.windows]
+size = [16, 16, 8]
+
+[training]
+steps = 1
+class_weights = [1.0, 1.0]
+"""
+
+
+@pytest.fixture
+def trained() -> Trained:
+    torch.manual_seed(0)
+    recipe = parse_recipe(RECIPE)
+    network = build(recipe.architecture, 2, recipe.classes).eval()
+    return Trained(recipe.architecture, network, recipe.manifest(), {"dice": {}})
+
+
+@pytest.fixture
+def run(trained: Trained, tmp_path: Path) -> Path:
+    write_trained(tmp_path / "run", trained)
+    return tmp_path / "run"

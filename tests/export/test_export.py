@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hilum_export import export as module
+from hilum_export.errors import ExportError, GateError
+from hilum_export.export import export
+from hilum_export.gates import Gate
+from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.repository import Repository
+from hilum_search.trained import Trained, write_trained
+
+
+def test_the_published_model_answers_as_the_network(run: Path, trained: Trained, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "models")
+    model = Repository([tmp_path / "models"]).model()
+    assert (model.name, model.version, model.folder / "1") == ("tiny", 1, done.folder)
+    assert model.manifest == done.manifest
+    assert done.bytes == model.network.stat().st_size
+    windows = np.random.default_rng(0).normal(0, 1, (3, 2, 16, 16, 8)).astype(np.float32)
+    with torch.inference_mode():
+        truth = trained.network(torch.from_numpy(windows)).numpy()
+    engine = open_engine(model, EngineSettings())
+    answer = engine.run(windows, "logits")
+    engine.close()
+    assert np.abs(answer - truth).max() < 5e-4 * np.abs(truth).max()
+
+
+def test_the_head_in_the_manifest_is_the_networks_last_layer(run: Path, trained: Trained, tmp_path: Path) -> None:
+    manifest = export(run, tmp_path / "models").manifest
+    assert manifest.head is not None
+    weight, bias = manifest.head.arrays()
+    np.testing.assert_array_equal(weight, trained.network.head.weight.detach().numpy()[:, :, 0, 0, 0])
+    assert trained.network.head.bias is not None
+    np.testing.assert_array_equal(bias, trained.network.head.bias.detach().numpy())
+    assert manifest.digests.preprocessing == manifest.preprocessing_digest()
+    assert len(manifest.digests.weights) == 64
+
+
+def test_a_second_export_is_the_next_version(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "models")
+    assert export(run, tmp_path / "models").folder.name == "2"
+
+
+def test_nothing_is_published_when_a_gate_fails(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> tuple[Gate, ...]:
+        raise GateError("differs")
+
+    monkeypatch.setattr(module, "check", fail)
+    with pytest.raises(GateError):
+        export(run, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_network_that_was_never_trained_is_refused(trained: Trained, tmp_path: Path) -> None:
+    for parameter in trained.network.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    write_trained(tmp_path / "zero", trained)
+    with pytest.raises(ExportError, match="zeros only"):
+        export(tmp_path / "zero", tmp_path / "models")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hilum_search.cli import evaluate_app, train_app
+from hilum_search.data import Files
+from hilum_search.errors import DataError, RecipeError
+
+
+def test_train_then_evaluate(files: Files, recipe_text: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_text)
+    pair = ["--image", str(files.image), "--labels", str(files.labels)]
+    run = str(tmp_path / "run")
+    arguments = [str(recipe), *pair, "--out", run, "--steps", "3", "--held-back", "2:6"]
+    trained = CliRunner().invoke(train_app, arguments, catch_exceptions=False)
+    assert trained.exit_code == 0
+    assert "on the held-back slabs" in trained.output
+    scored = CliRunner().invoke(evaluate_app, [run, *pair], catch_exceptions=False)
+    assert scored.exit_code == 0
+    assert "ball" in scored.output
+
+
+def test_one_reference_for_each_image(files: Files, tmp_path: Path) -> None:
+    arguments = ["demo", "--image", "a", "--image", "b", "--labels", str(files.labels), "--out", str(tmp_path)]
+    with pytest.raises(DataError, match="2 images and 1"):
+        CliRunner().invoke(train_app, arguments, catch_exceptions=False)
+
+
+def test_a_slab_is_two_numbers(tmp_path: Path) -> None:
+    arguments = ["demo", "--image", "a", "--labels", "b", "--out", str(tmp_path), "--held-back", "top"]
+    with pytest.raises(RecipeError, match="FIRST:LAST"):
+        CliRunner().invoke(train_app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("app", "example"), [(train_app, "hilum train demo"), (evaluate_app, "hilum evaluate")])
+def test_help_shows_an_example(app: object, example: str) -> None:
+    assert example in " ".join(CliRunner().invoke(app, ["--help"]).output.split())  # type: ignore[arg-type]

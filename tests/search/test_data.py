@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hilum_inference.io import write_volume
+from hilum_inference.preprocess import Source, model_grid
+from hilum_inference.volume import Volume
+from hilum_search.data import Case, Files, class_table, load_case, normalise, split, targets
+from hilum_search.errors import DataError, RecipeError
+from hilum_search.recipe import Recipe, parse_recipe
+
+
+def test_a_case_is_brought_to_the_models_orientation(case: Case) -> None:
+    assert case.image.shape == (1, 24, 22, 20)
+    assert case.ids[24 - 1 - 7, 8, 10] == 7  # stored LAS: the first axis is turned round
+    assert set(np.unique(case.ids)) == {0, 3, 4, 7}
+
+
+def test_training_sees_what_the_heart_will_see(tmp_path: Path, recipe_text: str) -> None:
+    recipe = parse_recipe(recipe_text.replace("[2.0, 2.0, 2.0]", "[1.5, 2.5, 3.0]"))
+    image = np.random.default_rng(1).integers(0, 200, (20, 31, 17)).astype(np.int16)
+    affine = np.array([[0, -1.0, 0, 4], [2.0, 0, 0, 5], [0, 0, 2.2, 6], [0, 0, 0, 1]])
+    volume = Volume.from_array(image, affine)
+    files = Files(tmp_path / "a.nii", tmp_path / "b.nii")
+    write_volume(files.image, volume)
+    write_volume(files.labels, Volume.from_array((image > 100).astype(np.uint8), affine))
+    case = load_case(files, recipe.manifest())
+    source = Source(volume, model_grid(volume, recipe.manifest()), recipe.manifest())
+    seen = source.window((0, 0, 0))
+    np.testing.assert_allclose(normalise(case.image, case.normalisers)[:, :16, :16, :8], seen, atol=1e-6)
+
+
+def test_several_ids_make_one_class(recipe: Recipe, case: Case) -> None:
+    classes = targets(case.ids, recipe.labels)
+    assert (classes == 1).sum() == (case.ids == 7).sum()
+    assert (classes == 2).sum() == np.isin(case.ids, (3, 4)).sum()
+    assert class_table(recipe.labels, 9).tolist() == [0, 0, 0, 2, 2, 0, 0, 1, 0, 0]
+
+
+def test_slabs_share_no_plane_and_keep_the_gap(recipe: Recipe, case: Case) -> None:
+    train, held = split(case, recipe.with_training(held_back=[(8, 12)]))
+    assert [slab.name for slab in train] == ["phantom[0:7]", "phantom[13:20]"]
+    assert [slab.name for slab in held] == ["phantom[8:12]"]
+    np.testing.assert_array_equal(held[0].ids, case.ids[..., 8:12])
+    np.testing.assert_array_equal(train[1].image, case.image[..., 13:20])
+
+
+def test_nothing_left_to_train_on(recipe: Recipe, case: Case) -> None:
+    with pytest.raises(DataError, match="no plane"):
+        split(case, recipe.with_training(held_back=[(0, 20)]))
+
+
+def test_a_slab_outside_the_case(recipe: Recipe, case: Case) -> None:
+    with pytest.raises(DataError, match="outside the 20 planes"):
+        split(case, recipe.with_training(held_back=[(15, 25)]))
+
+
+def test_another_grid_is_refused(tmp_path: Path, files: Files, recipe: Recipe) -> None:
+    moved = tmp_path / "moved.nii.gz"
+    write_volume(moved, Volume.from_array(np.zeros((24, 22, 20), np.uint8), np.diag([2.0, 2.0, 2.0, 1.0])))
+    with pytest.raises(DataError, match="different grids"):
+        load_case(Files(files.image, moved), recipe.manifest())
+
+
+def test_rules_before_resampling_are_refused(files: Files, recipe_text: str) -> None:
+    recipe = parse_recipe(recipe_text.replace("steps = [[{", 'stage = "before-resampling"\nsteps = [[{'))
+    with pytest.raises(RecipeError, match="after resampling"):
+        load_case(files, recipe.manifest())

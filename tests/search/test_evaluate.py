@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hilum_inference.pipeline import Segmenter
+from hilum_inference.repository import Model
+from hilum_inference.volume import Volume
+from hilum_search import evaluate
+from hilum_search.architecture import C2FNAS
+from hilum_search.data import Case, Files, normalise
+from hilum_search.evaluate import dice, enhanced, predict, score, validate
+from hilum_search.network import build
+from hilum_search.recipe import Recipe
+from hilum_search.record import Cases
+from hilum_search.torch_engine import TorchEngine
+from hilum_search.train import train
+
+
+class Thresholds(nn.Module):
+    """Ball between 0.4 and 0.7 of the window, rod above."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        ball, rod = (image > 0.4) & (image <= 0.7), image > 0.7
+        return torch.cat([~(ball | rod), ball, rod], 1).float()
+
+
+def test_dice_counts_voxels_and_is_nan_where_there_are_none() -> None:
+    answer, truth = np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2])
+    scores = dice(answer, truth, [1, 2, 3])
+    assert (scores[1], scores[2]) == (2 / 3, 2 / 3)
+    assert np.isnan(scores[3])
+
+
+def test_the_windows_cover_every_voxel_once_in_the_sum(case: Case, recipe: Recipe) -> None:
+    image = normalise(case.image, case.normalisers)[..., :5]  # thinner than a window: padded and cut back
+    logits = predict(nn.Identity(), image, recipe.preprocessing.windows)
+    np.testing.assert_allclose(logits, image, atol=1e-6)
+
+
+def test_thresholds_find_the_phantom(case: Case, recipe: Recipe) -> None:
+    assert min(validate(Thresholds(), recipe, [case]).values()) > 0.95
+
+
+def test_an_enhanced_slab_is_brighter_where_the_recipe_says(case: Case, recipe: Recipe) -> None:
+    rise = enhanced(case, recipe, 1.0).image - case.image
+    assert float(np.median(rise[0][case.ids == 7])) > 15
+    assert abs(float(np.median(rise[0][case.ids == 3]))) < 3
+
+
+def test_the_torch_engine_serves_the_pipeline_as_predict_does(case: Case, recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build(C2FNAS(2, (0, 1, 0), ("2d", "p3d", "3d")), 1, 3).eval()
+    volume = Volume.from_array(case.image[0], np.diag([2.0, 2.0, 2.0, 1.0]))
+    model = Model(recipe.manifest(), 0, tmp_path, tmp_path, "")
+    answer = Segmenter(model, TorchEngine(network)).segment(volume).labels
+    logits = predict(network, normalise(case.image, case.normalisers), recipe.preprocessing.windows)
+    np.testing.assert_array_equal(answer, logits.argmax(0))
+    out = np.empty((1, 3, 16, 16, 8), np.float32)
+    assert TorchEngine(network).run(np.zeros((1, 1, 16, 16, 8), np.float32), out=out) is out
+
+
+def test_a_run_is_scored_on_the_images_own_grid(files: Files, case: Case, recipe: Recipe, tmp_path: Path) -> None:
+    trained = train(recipe.with_training(steps=60), Cases([case]), tmp_path / "run")
+    scores = score(trained, files)
+    assert set(scores) == {"ball", "rod"}
+    assert max(scores.values()) > 0.5
+
+
+def test_examples_in_the_docstrings() -> None:
+    assert doctest.testmod(evaluate).failed == 0

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hilum_inference.manifest import parse_manifest
+from hilum_search.errors import ArchitectureError, RecipeError
+from hilum_search.network import count
+from hilum_search.recipe import Recipe, parse_recipe, read_recipe
+
+
+def test_the_manifest_repeats_the_recipes_preprocessing(recipe: Recipe) -> None:
+    manifest = parse_manifest(recipe.manifest().to_json())
+    assert manifest == recipe.manifest()
+    assert manifest.windows.size == (16, 16, 8)
+    assert manifest.windows.padding == "edge"
+    assert [(label.name, label.id) for label in manifest.labels] == [("ball", 1), ("rod", 2)]
+    assert "from_ids" not in manifest.to_json()
+
+
+def test_figures_may_be_changed_for_one_run(recipe: Recipe) -> None:
+    changed = recipe.with_training(seed=5, held_back=[(1, 4)])
+    assert (changed.training.seed, changed.training.held_back) == (5, ((1, 4),))
+    assert recipe.training.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("steps = 12", "steps = 0", r"training\.steps"),
+        ("steps = 12", "stepz = 12", r"training\.ste"),
+        ("steps = 12", "steps = ", "not valid TOML"),
+        ("[1.0, 2.0, 2.0]", "[1.0, 2.0]", "class_weights has 2 figures"),
+        ("id = 2", "id = 3", "1, 2, 3"),
+        ("[16, 16, 8]", "[16, 16, 6]", "multiples of 4"),
+        ("spacing = [2.0, 2.0, 2.0]", "", "spacing must be given"),
+        ('name = "phantom"', 'name = "Phantom CT"', "no valid manifest"),
+        ('name = "rod"', 'name = "ball"', "no valid manifest"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(recipe_text: str, old: str, new: str, reason: str) -> None:
+    assert old in recipe_text
+    with pytest.raises(RecipeError, match=reason):
+        parse_recipe(recipe_text.replace(old, new, 1))
+
+
+def test_an_architecture_outside_its_space_is_refused(recipe_text: str) -> None:
+    with pytest.raises(ArchitectureError):
+        parse_recipe(recipe_text.replace("[0, 1, 0]", "[0, 2, 0]"))
+
+
+def test_recipes_are_found_by_name_or_file(tmp_path: Path, recipe_text: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe_text)
+    assert read_recipe(path) == parse_recipe(recipe_text)
+    with pytest.raises(RecipeError, match=r"one of: .*demo"):
+        read_recipe("nowhere")
+
+
+def test_the_demo_recipe_is_small_enough_for_the_repository() -> None:
+    demo = read_recipe("demo")
+    assert demo.name == "abdomen-ct-demo"
+    assert [label.name for label in demo.labels] == ["liver", "spleen", "bone"]
+    assert 4 * count(demo.architecture, 1, demo.classes) < 10e6
