@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from hilum_client.wire import API, PROBLEM
@@ -29,6 +31,8 @@ from hilum_server.settings import Settings
 from hilum_server.start import Started, start
 from hilum_server.store import Store
 
+log = logging.getLogger("hilum.gateway")
+
 SWEEP_SECONDS = 60.0
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 HTTP_TEXTS = {
@@ -46,6 +50,7 @@ def create_app(settings: Settings, started: Started | None = None) -> FastAPI:
 
     Raises:
         AccountError, DataFolderError: as ``start``.
+        StoreError: the job store cannot be opened.
     """
     owned = started is None
     started = started or start(settings)
@@ -78,24 +83,35 @@ def create_app(settings: Settings, started: Started | None = None) -> FastAPI:
 def _compose(settings: Settings, started: Started) -> Gateway:
     data = settings.storage.data
     kept = Volumes(data / "volumes", settings.storage.reserve_mib << 20)
+    kept.open()
     metrics = Metrics()
-    queue = Jobs(Store(data / "jobs.sqlite"), started.link, data / "jobs", settings.server, metrics)
-    receiver = Receiver(settings, kept, started.cage)
+    store = Store(data / "jobs.sqlite").open()
+    queue = Jobs(store, started.link, data / "jobs", settings.server, metrics)
+    receiver = Receiver(settings, kept)
     return Gateway(settings, started.link, queue, kept, receiver, metrics)
 
 
 @contextlib.asynccontextmanager
 async def _running(gateway: Gateway) -> AsyncIterator[None]:
-    await asyncio.to_thread(gateway.volumes.open)
     await gateway.jobs.start(gateway.volumes.locate)
     gateway.link.start(gateway.jobs.heard, gateway.jobs.died)
+    warming = asyncio.create_task(_warm(gateway), name="warm")
     sweeper = asyncio.create_task(_sweep(gateway), name="sweeper")
     try:
         yield
     finally:
         sweeper.cancel()
-        await asyncio.gather(sweeper, return_exceptions=True)
+        warming.cancel()
+        await asyncio.gather(sweeper, warming, return_exceptions=True)
         await gateway.jobs.stop()
+        await asyncio.to_thread(gateway.receiver.close)
+
+
+async def _warm(gateway: Gateway) -> None:
+    """Start the cage once the worker has what it needs of the processor: the first upload finds it there."""
+    while not gateway.link.ready:
+        await asyncio.sleep(0.05)
+    await asyncio.to_thread(gateway.receiver.warm)
 
 
 async def _sweep(gateway: Gateway) -> None:
@@ -123,10 +139,18 @@ def _add_handlers(app: FastAPI) -> None:
     async def invalid(_request: Request, error: Exception) -> JSONResponse:
         return _answer(_of_validation(error) if isinstance(error, RequestValidationError) else _internal())
 
+    @app.exception_handler(OperationalError)
+    async def of_the_store(_request: Request, error: Exception) -> JSONResponse:
+        log.error("the job store failed", exc_info=error)
+        text = "The job store is busy or out of space; try again shortly."
+        return _answer(ProblemError(503, "store_busy", text, {"Retry-After": "5"}))
+
     @app.exception_handler(HTTPException)
     async def of_http(_request: Request, error: Exception) -> JSONResponse:
         if isinstance(error.__cause__, ProblemError):  # raised while FastAPI read the body
             return _answer(error.__cause__)
+        if isinstance(error.__cause__, RecursionError):
+            return _answer(_bad_json())
         return _answer(_of_http(error) if isinstance(error, HTTPException) else _internal())
 
     @app.exception_handler(Exception)
@@ -142,6 +166,10 @@ def _internal() -> ProblemError:
     return ProblemError(500, "internal", BACK_END_TEXTS["internal"])
 
 
+def _bad_json() -> ProblemError:
+    return ProblemError(400, "bad_json", "The request's body is not valid JSON.")
+
+
 def _of_http(error: HTTPException) -> ProblemError:
     code = HTTP_CODES.get(error.status_code, "bad_request")
     text = HTTP_TEXTS.get(error.status_code, "The request cannot be understood.")
@@ -152,7 +180,7 @@ def _of_validation(error: RequestValidationError) -> ProblemError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])[:200]
     if first["type"] == "json_invalid":
-        return ProblemError(400, "bad_json", "The request's body is not valid JSON.")
+        return _bad_json()
     return ProblemError(422, "invalid_request", f"The request is not valid at {where}: {first['msg']}.")
 
 

@@ -47,7 +47,7 @@ def _serve(settings: Any) -> None:
 
     set_up(settings.server.log_level)
     started = start(settings)
-    try:
+    try:  # only now: the worker loads its engine while this process imports its own
         from hilum_server.app import create_app
         from hilum_server.serve import listen, run, url_of
 

@@ -87,7 +87,8 @@ class Door:
             seconds = time.perf_counter() - started
             route = route_of(scope)
             self._metrics.answered(scope["method"], route, status, seconds)
-            log.info("%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
+            level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
+            log.log(level, "%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)

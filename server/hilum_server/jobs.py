@@ -82,8 +82,7 @@ class Jobs:
         self.draining = False
 
     async def start(self, locate: Callable[[str], Path | None]) -> None:
-        """Open the store and take up what an earlier gateway left; ``locate`` finds a volume's file by its id."""
-        await self._in_thread(self._store.open)
+        """Take up what an earlier gateway left in the opened store; ``locate`` finds a volume's file by its id."""
         for job in await self._in_thread(self._store.recover, self._limits.attempts, POISON):
             found = [locate(volume) for volume in job.images.values()]
             if None in found:

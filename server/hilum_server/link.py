@@ -74,7 +74,7 @@ class WorkerLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._end()
+        self.end()
 
     def send(self, message: Message) -> None:
         """Pass one order on; lost where the worker has just died (``died`` will tell)."""
@@ -107,7 +107,7 @@ class WorkerLink:
             if self._process is None:
                 self.spawn()
             await self._listen(heard)
-            self._end()
+            self.end()
             log.warning("the worker ended; it is started again in %.1f s", pause)
             await died()
             await asyncio.sleep(pause)
@@ -142,7 +142,8 @@ class WorkerLink:
             self.ready = True
         await heard(message)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the process at once; what it did not finish it will be asked for again."""
         self.ready = False
         if self._stdin is not None:
             self._stdin.close()

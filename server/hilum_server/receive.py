@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from hilum_server.problems import ProblemError, disk_full
 from hilum_server.settings import Settings
 
 if TYPE_CHECKING:
-    from hilum_inference.gate import Cage, Intake, Limits
+    from hilum_inference.gate import Cage, Decoded, Intake, Limits, Stored
 
 BATCH = 1 << 20
 """Bytes gathered before they are handed to a thread: one hop for each MiB, not for each packet."""
@@ -38,11 +39,28 @@ class Receiver:
 
     settings: Settings
     volumes: Volumes
-    cage: Cage
 
     def __post_init__(self) -> None:
         self._uploads = 0
-        self._decoders = asyncio.Semaphore(2)
+        self._lock = threading.Lock()
+        self._cage: Cage | None = None
+
+    def warm(self) -> Cage:
+        """The cage, started where it was not: its import and the gate's are too dear for the start of the gateway."""
+        from hilum_inference.gate import Cage
+
+        with self._lock:
+            if self._cage is None:
+                self._cage = Cage()
+                self._cage.start()
+            return self._cage
+
+    def close(self) -> None:
+        """End the cage."""
+        with self._lock:
+            if self._cage is not None:
+                self._cage.close()
+                self._cage = None
 
     async def receive(self, request: Request, owner: str) -> VolumeInfo:
         """The volume in a request's body, stored.
@@ -81,11 +99,16 @@ class Receiver:
             except BaseException:
                 await asyncio.to_thread(intake.abort)
                 raise
-            async with self._decoders:
-                decoded = await asyncio.to_thread(self.cage.decode, stored, folder, self._limits())
+            decoded = await asyncio.to_thread(self._decode, stored, folder)
             info = new_info(volume_id, owner, describe(folder, stored, decoded))
             await asyncio.to_thread(self.volumes.keep, folder, info)
         return info
+
+    def _decode(self, stored: Stored, folder: Path) -> Decoded:
+        decoded = self.warm().decode(stored, folder, self._limits())
+        if decoded.path != stored.path:
+            stored.path.unlink()  # DICOM images: from here on the decoded voxels are the volume
+        return decoded
 
     async def _pour(self, request: Request, intake: Intake) -> None:
         body = paced(request, self.settings.server.slowest_upload, self.settings.storage.max_upload + FORM_OVERHEAD)
@@ -118,16 +141,15 @@ def too_large(limit: int) -> ProblemError:
     return ProblemError(413, "too_large", f"The upload is larger than {limit} bytes, the most this gateway takes.")
 
 
-def describe(folder: Path, stored: Any, decoded: Any) -> dict[str, Any]:
+def describe(folder: Path, stored: Stored, decoded: Decoded) -> dict[str, Any]:
     """What a volume's meta data says, from the gate's two answers."""
-    grid = decoded.grid
     return {
         "kind": stored.kind,
         "bytes": stored.bytes,
         "sha256": stored.sha256,
-        "shape": grid.shape,
-        "spacing": grid.spacing,
-        "orientation": grid.orientation,
+        "shape": decoded.shape,
+        "spacing": decoded.spacing,
+        "orientation": decoded.orientation,
         "dtype": decoded.dtype,
         "channels": decoded.channels,
         "file": str(decoded.path.relative_to(folder)),

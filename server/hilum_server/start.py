@@ -1,4 +1,4 @@
-"""What must exist before anything else of a gateway: the cage (forked before any thread), the lock, the worker process.
+"""What must exist before anything else of a gateway: the hold on its data folder, and its worker process.
 
 Kept free of FastAPI, so that the worker loads its engine while the gateway still imports.
 """
@@ -8,15 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hilum_server.auth import Accounts, check_exposure
 from hilum_server.datastore import hold
 from hilum_server.link import WorkerLink
 from hilum_server.settings import GIB, Settings
-
-if TYPE_CHECKING:
-    from hilum_inference.gate import Cage
 
 
 @dataclass(frozen=True)
@@ -25,18 +21,17 @@ class Started:
 
     settings: Settings
     accounts: Accounts
-    cage: Cage
     link: WorkerLink
     lock: int
 
     def close(self) -> None:
-        """Give the data folder and the cage back; the worker is ended by its link."""
-        self.cage.close()
+        """End the processes, then give the data folder back."""
+        self.link.end()
         os.close(self.lock)
 
 
 def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
-    """Take hold of the data folder, fork the cage, start the worker.
+    """Take hold of the data folder and start the worker.
 
     Args:
         settings: of the gateway.
@@ -49,12 +44,9 @@ def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
     accounts = Accounts(settings.storage.data)
     check_exposure(settings, accounts)
     lock = hold(settings.storage.data)
-    from hilum_inference.gate import Cage
-
-    cage = Cage()
     link = WorkerLink(worker, _config(settings)) if worker else WorkerLink.of_module(_config(settings))
     link.spawn()
-    return Started(settings, accounts, cage, link, lock)
+    return Started(settings, accounts, link, lock)
 
 
 def _config(settings: Settings) -> dict[str, object]:

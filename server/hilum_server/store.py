@@ -26,8 +26,7 @@ BUSY_SECONDS = 5.0
 
 NETWORK_FILE_SYSTEMS = frozenset(
     ("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ocfs2")
-    + ("gfs2", "ncpfs", "davfs", "9p", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs")
-)
+) | frozenset(("gfs2", "ncpfs", "davfs", "9p", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse"))
 """File systems whose locks SQLite cannot trust."""
 
 _tables = sa.MetaData()
@@ -203,7 +202,7 @@ class Store:
             return bool(connection.execute(statement).rowcount == 1)
 
     def recover(self, attempts: int, poison: Mapping[str, str]) -> tuple[Job, ...]:
-        """Put running jobs back into the queue after a crash, or to ``failed`` after the last attempt; all unfinished."""
+        """Put running jobs back into the queue after a crash, or fail them after their last attempt; all unfinished."""
         for job in self.unfinished():
             if job.status == "running":
                 self.save(requeued(job, attempts, poison), was="running")

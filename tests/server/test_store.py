@@ -1,0 +1,140 @@
+"""The job store: what is written once stays, once."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hilum_server.store import SCHEMA, Job, Store, StoreError, file_system_of
+
+POISON = {"code": "poison", "detail": "given up"}
+JOB = Job(id="a" * 32, owner="anna", model="bright", version="1", images={"CT": "v" * 32}, key="k1")
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+server:/export /mnt/share nfs4 rw 0 0
+tmpfs /mnt/share/scratch tmpfs rw 0 0
+//nas/x /mnt/with\\040space cifs rw 0 0
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "jobs.sqlite").open()
+
+
+def test_a_job_comes_back_as_it_was_stored(store: Store) -> None:
+    job = replace(JOB, report={"labels": []}, result={"sha256": "x", "bytes": 3}, error={"code": "c", "detail": "d"})
+    store.add(job)
+    store.close()
+    assert Store(store.path).open().get(job.id) == job
+
+
+def test_same_owner_and_key_give_the_first_job(store: Store) -> None:
+    assert store.add(JOB) == (JOB, True)
+    assert store.add(replace(JOB, id="b" * 32)) == (JOB, False)
+    other = replace(JOB, id="c" * 32, owner="ben")
+    assert store.add(other) == (other, True)
+    for number in range(2):
+        assert store.add(replace(JOB, id=f"no-key-{number}", key=None))[1]
+
+
+def test_only_a_job_in_the_expected_state_is_changed(store: Store) -> None:
+    store.add(JOB)
+    assert store.save(replace(JOB, status="cancelled"), was="queued")
+    assert not store.save(replace(JOB, status="done"), was="running")
+    found = store.get(JOB.id)
+    assert found is not None and found.status == "cancelled"
+
+
+def test_running_jobs_go_back_to_the_queue_until_their_attempts_are_used_up(store: Store) -> None:
+    store.add(replace(JOB, status="running", started=1.0, attempts=1))
+    store.add(replace(JOB, id="b" * 32, key=None, status="running", attempts=3))
+    store.add(replace(JOB, id="c" * 32, key=None, status="done"))
+    left = store.recover(3, POISON)
+    assert [(job.id, job.status, job.started) for job in left] == [(JOB.id, "queued", None)]
+    poisoned = store.get("b" * 32)
+    assert poisoned is not None and poisoned.status == "failed" and poisoned.error == POISON
+    assert store.counts() == {"queued": 1, "failed": 1, "done": 1}
+
+
+def test_it_is_wal_with_full_sync_and_private(store: Store) -> None:
+    assert store.path.stat().st_mode & 0o077 == 0
+    with store._begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+        assert connection.exec_driver_sql("PRAGMA user_version").scalar_one() == SCHEMA
+
+
+def test_what_was_committed_survives_a_copy_taken_while_open(store: Store, tmp_path: Path) -> None:
+    store.add(JOB)
+    copy = tmp_path / "crashed"
+    copy.mkdir()
+    for file in tmp_path.glob("jobs.sqlite*"):  # as a power cut would leave them
+        shutil.copy(file, copy / file.name)
+    assert Store(copy / "jobs.sqlite").open().get(JOB.id) == JOB
+
+
+def test_a_torn_wal_loses_no_more_than_the_last_commit(store: Store, tmp_path: Path) -> None:
+    for number in range(20):
+        store.add(replace(JOB, id=f"{number:032x}", key=None))
+    copy = tmp_path / "torn"
+    copy.mkdir()
+    for file in tmp_path.glob("jobs.sqlite*"):
+        shutil.copy(file, copy / file.name)
+    wal = copy / "jobs.sqlite-wal"
+    wal.write_bytes(wal.read_bytes()[:-100])
+    assert store.counts()["queued"] - Store(copy / "jobs.sqlite").open().counts()["queued"] == 1
+
+
+def test_a_newer_schema_is_refused(store: Store) -> None:
+    store.close()
+    with sqlite3.connect(store.path) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    connection.close()
+    with pytest.raises(StoreError, match="newer release"):
+        Store(store.path).open()
+
+
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match="damaged"):
+        Store(path).open()
+
+
+def test_a_writer_waits_for_another(store: Store) -> None:
+    blocker = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    blocker.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.3, lambda: blocker.execute("COMMIT"))
+    timer.start()
+    assert store.add(JOB)[1]
+    timer.join()
+    blocker.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/x", "ext4"),
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/y", "nfs4"),
+        ("/mnt/shared", "ext4"),
+        ("/mnt/share/scratch/z", "tmpfs"),
+        ("/mnt/with space/z", "cifs"),
+    ],
+)
+def test_the_longest_mount_point_names_the_file_system(path: str, kind: str) -> None:
+    assert file_system_of(Path(path), MOUNTS) == kind
+
+
+def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hilum_server.store.file_system_of", lambda _path: "nfs4")
+    with pytest.raises(StoreError, match="network file system"):
+        Store(tmp_path / "jobs.sqlite").open()
+    assert not list(tmp_path.iterdir())
