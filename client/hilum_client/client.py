@@ -114,6 +114,10 @@ class Client:
         """Follow a job to its end, whatever end that is."""
         return self._run(self._verbs.wait(_id(job), progress))
 
+    def result(self, job: Job, out: Path | str | None = None) -> Result:
+        """Fetch what a finished job made: into memory, or its mask into a file."""
+        return self._run(self._verbs.result(job, None if out is None else Path(out)))
+
     def segment(
         self,
         image: Images,
@@ -245,6 +249,10 @@ class AsyncClient:
     async def wait(self, job: Job | str, progress: Progress | None = None) -> Job:
         """Follow a job to its end, whatever end that is."""
         return await self._run(self._verbs.wait(_id(job), progress))
+
+    async def result(self, job: Job, out: Path | str | None = None) -> Result:
+        """As ``Client.result``."""
+        return await self._run(self._verbs.result(job, None if out is None else Path(out)))
 
     async def segment(
         self,

@@ -41,8 +41,8 @@ def list_models(
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("name", "version", "labels", "spacing [mm]", "window", "digest"):
-        table.add_column(title, no_wrap=title != "labels")
+    for title in ("name", "version", "labels", "spacing, mm", "window", "digest"):
+        table.add_column(title, no_wrap=title != "labels", overflow="fold")
     for model in models:
         table.add_row(*(Text(cell) for cell in cells(model)))
     Console().print(table)

@@ -45,7 +45,7 @@ def result_table(title: str, result: Result) -> Table:
     head = Text(f"{title}   {result.model} {result.version}, {seconds:.1f} s")
     table = Table(box=box.SIMPLE_HEAD, title=head, title_justify="left")
     table.add_column("label")
-    table.add_column("volume [ml]", justify="right")
+    table.add_column("volume, ml", justify="right")
     table.add_column("voxels", justify="right")
     for label in result.statistics:
         table.add_row(str(label["name"]), f"{label['ml']:.1f}", f"{label['voxels']:,}")

@@ -117,16 +117,14 @@ class Verbs:
 
     def segment(self, images: Images, order: Order) -> Steps[Result]:
         """Send, queue, follow, fetch. Interrupted, it cancels the job; what it sent it removes at the end."""
-        suffix = mask_format(order.out)
+        mask_format(order.out)  # refused before anything is sent
         sent: list[VolumeInfo] = []
         job: Job | None = None
         try:
             image = yield from self._upload_all(images, order, sent)
             job = yield from self.submit(image, order.model, order.priority, secrets.token_hex(16))
             job = yield from self.wait(job.id, order.progress)
-            if job.status != "done":
-                raise failure(job)
-            return (yield from self._fetch(job, suffix, order.out))
+            return (yield from self.result(job, order.out))
         except BaseException:
             if job is not None and not job.finished:
                 yield from quietly(ONCE.cancel(job.id))
@@ -145,7 +143,11 @@ class Verbs:
             ids[channel] = volume.id
         return ids if isinstance(images, Mapping) else ids[""]
 
-    def _fetch(self, job: Job, suffix: str, out: Path | None) -> Steps[Result]:
+    def result(self, job: Job, out: Path | None) -> Steps[Result]:
+        """Fetch what a finished job made."""
+        suffix = mask_format(out)
+        if job.status != "done":
+            raise failure(job)
         report: Mapping[str, Any] = job.report or (yield from self.get(f"/jobs/{job.id}/statistics", _mapping))
         request = Call("GET", f"{wire.API}/jobs/{job.id}/result", params={"format": suffix})
         if out is None:
@@ -249,7 +251,9 @@ def mask_format(out: Path | None) -> wire.MaskFormat:
 
 
 def failure(job: Job) -> JobFailed:
-    """The error of a job that failed or was cancelled."""
+    """The error of a job that failed, was cancelled, or is not finished."""
+    if not job.finished:
+        return JobFailed(f"The job is still {job.status}; wait for it first.", code="not_done")
     if job.status == "cancelled":
         return JobFailed("The job was cancelled.", code="cancelled")
     error = job.error or {}
