@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 train_app = typer.Typer(add_completion=False)
 evaluate_app = typer.Typer(add_completion=False)
 
+RecipeName = Annotated[str, typer.Option("--recipe", help="A recipe (.toml), or the name of one that Hilum brings.")]
 Images = Annotated[list[Path], typer.Option("--image", help="An image; once for each case.")]
 Labels = Annotated[
     list[Path], typer.Option("--labels", help="Its reference segmentation on the same grid; in the order of --image.")
@@ -23,10 +24,9 @@ Labels = Annotated[
 
 @train_app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe (.toml), or the name of one that Hilum brings: demo.")],
-    image: Images,
-    labels: Labels,
+    recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; an interrupted run there goes on.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the recipe's cases.")] = Path(),
     held_back: Annotated[
         list[str] | None, typer.Option(help="Planes FIRST:LAST kept from training, instead of the recipe's.")
     ] = None,
@@ -35,7 +35,7 @@ def train(
 ) -> None:
     """Train a network by a recipe; stopped at any time, the same command goes on where it was.
 
-    Example: hilum train demo --image ct.nii.gz --labels reference.nii.gz --out runs/demo
+    Example: hilum train --recipe demo --data samples --out runs/demo
     """
     from hilum_search.recipe import read_recipe
 
@@ -43,46 +43,50 @@ def train(
     if held_back is not None:
         changes["held_back"] = [_slab(text) for text in held_back]
     given = {name: value for name, value in changes.items() if value is not None}
-    _train(read_recipe(recipe).with_training(**given), _pairs(image, labels), out)
+    _train(read_recipe(recipe).with_training(**given), data, out)
 
 
 @evaluate_app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a finished run, or of a model in a repository.")],
     image: Images,
     labels: Labels,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose labels name the reference's ids; else a run's own, or the model's.")
+    ] = None,
 ) -> None:
-    """Score a trained network by the code that serves it, on each case's own grid.
+    """Score a model against reference segmentations by the code that serves it, on each case's own grid.
 
-    The reference's ids are those that the recipe names. Example:
-    hilum evaluate runs/demo --image ct.nii.gz --labels reference.nii.gz
+    Example: hilum evaluate runs/demo --image ct.nii.gz --labels reference.nii.gz
     """
     from hilum_search.data import Files
-    from hilum_search.evaluate import score
-    from hilum_search.trained import read_trained
+    from hilum_search.evaluate import open_trained, score
+    from hilum_search.recipe import read_recipe
 
-    trained = read_trained(run)
+    segmenter, known = open_trained(model)
+    if recipe is not None:
+        known = read_recipe(recipe).labels
     for image_path, labels_path in _pairs(image, labels):
         typer.echo(image_path.name)
-        for name, value in score(trained, Files(image_path, labels_path)).items():
+        for name, value in score(segmenter, known, Files(image_path, labels_path)).items():
             typer.echo(f"  {name:<20} Dice {value:.3f}")
 
 
-def _train(recipe: Recipe, files: list[tuple[Path, Path]], out: Path) -> None:
+def _train(recipe: Recipe, data: Path, out: Path) -> None:
     from rich.progress import Progress as Bar
     from rich.progress import TextColumn, TimeRemainingColumn
 
-    from hilum_search.data import Files, load_case, sha256, split
+    from hilum_search.data import find_cases, load_case, split
     from hilum_search.record import Cases
     from hilum_search.train import Progress
     from hilum_search.train import train as run
 
     slabs, held, record = [], [], []
-    for image, labels in files:
-        free, kept = split(load_case(Files(image, labels), recipe.manifest()), recipe)
+    for files, digests in find_cases(recipe, data):
+        free, kept = split(load_case(files, recipe.manifest()), recipe)
         slabs += free
         held += kept
-        record.append({path.name: sha256(path) for path in (image, labels)})
+        record.append(digests)
     with Bar(*Bar.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}")) as bar:
         task = bar.add_task(recipe.name, total=recipe.training.steps, loss=0.0)
 

@@ -66,6 +66,27 @@ class Files:
     labels: Path
 
 
+def find_cases(recipe: Recipe, folder: Path) -> list[tuple[Files, dict[str, str]]]:
+    """The recipe's cases below ``folder``, each with the SHA-256 of its files by relative path.
+
+    Raises:
+        DataError: a file is missing or is not the one that the recipe names, or the recipe has no cases.
+    """
+    if not recipe.file.cases:
+        raise DataError(f"The recipe {recipe.name} names no cases; add [[cases]] with image and labels.")
+    found = []
+    for case in recipe.file.cases:
+        digests = {}
+        for name, expected in ((case.image, case.image_sha256), (case.labels, case.labels_sha256)):
+            if not (folder / name).is_file():
+                raise DataError(f"There is no {name} in {folder}; --data names the folder of the recipe's cases.")
+            digests[name] = sha256(folder / name)
+            if expected and digests[name] != expected:
+                raise DataError(f"{name} is not the file that the recipe {recipe.name} names: its SHA-256 differs.")
+        found.append((Files(folder / case.image, folder / case.labels), digests))
+    return found
+
+
 def load_case(files: Files, manifest: Manifest) -> Case:
     """A case on the model's grid: the image by the manifest's interpolation, the reference by nearest voxel.
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.manifest import Windows
 from hilum_inference.pipeline import Segmenter
-from hilum_inference.repository import Model
+from hilum_inference.repository import CONFIG, Model, Repository
 from hilum_inference.windows import Layout, weight_map
 from hilum_search.data import Case, Files, class_table, normalise, read_pair, targets
 from hilum_search.recipe import Recipe, Target
 from hilum_search.torch_engine import TorchEngine
-from hilum_search.trained import Trained
+from hilum_search.trained import WEIGHTS, read_trained
 
 
 def dice(answer: NDArray[np.integer], truth: NDArray[np.integer], labels: Sequence[int]) -> dict[int, float]:
@@ -66,20 +68,38 @@ def validate(network: nn.Module, recipe: Recipe, slabs: Sequence[Case]) -> dict[
     return {label.name: scores[label.id] for label in recipe.labels}
 
 
-def score(trained: Trained, files: Files) -> dict[str, float]:
-    """Dice of every label on the image's own grid, segmented by the pipeline that serves the model.
+def score(segmenter: Segmenter, labels: Sequence[Target], files: Files) -> dict[str, float]:
+    """Dice of every label on the image's own grid, by the pipeline that serves the model.
+
+    Args:
+        segmenter: the model on its engine.
+        labels: the model's labels and the reference's ids that make them up.
+        files: image and reference segmentation.
 
     Raises:
         InputError: a file that cannot be read or does not fit the model.
         DataError: image and reference on different grids.
     """
-    model = Model(trained.manifest, 0, files.image.parent, files.image.parent, "")
     image, reference = read_pair(files)
-    answer = Segmenter(model, TorchEngine(trained.network)).segment(image).labels
-    labels = [Target.model_validate(label) for label in trained.training["recipe"]["labels"]]
+    answer = segmenter.segment(image).labels
     truth = targets(np.rint(reference.values()).astype(np.int64), labels)
     found = dice(answer, truth, [label.id for label in labels])
     return {label.name: found[label.id] for label in labels}
+
+
+def open_trained(folder: Path) -> tuple[Segmenter, tuple[Target, ...]]:
+    """A trained model's folder, or a model's folder in a repository, ready to be scored.
+
+    The labels of a trained model know the ids of its recipe's reference; those of a published one are their own ids.
+    """
+    if (folder / CONFIG).is_file():
+        model = Repository([folder.parent]).model(folder.name)
+        own = tuple(Target(name=label.name, id=label.id, from_ids=(label.id,)) for label in model.manifest.labels)
+        return Segmenter(model, open_engine(model, EngineSettings())), own
+    trained = read_trained(folder)
+    model = Model(trained.manifest, 0, folder, folder / WEIGHTS, "")
+    labels = tuple(Target.model_validate(label) for label in trained.training["recipe"]["labels"])
+    return Segmenter(model, TorchEngine(trained.network)), labels
 
 
 def enhanced(slab: Case, recipe: Recipe, strength: float, seed: int = 0) -> Case:

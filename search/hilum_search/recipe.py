@@ -107,6 +107,15 @@ class Augmentation(_Part):
     enhancement: tuple[Enhancement, ...] = ()
 
 
+class CaseFiles(_Part):
+    """One case of the training data, by path below the folder that holds it, and the SHA-256 of its files."""
+
+    image: str
+    labels: str
+    image_sha256: str = ""
+    labels_sha256: str = ""
+
+
 class _File(_Part):
     name: str
     title: str = ""
@@ -117,6 +126,7 @@ class _File(_Part):
     architecture: dict[str, Any]
     channels: tuple[Channel, ...] = Field(min_length=1)
     labels: tuple[Target, ...] = Field(min_length=1)
+    cases: tuple[CaseFiles, ...] = ()
     preprocessing: Preprocessing
     training: Training
     augmentation: Augmentation = Augmentation()

@@ -12,6 +12,8 @@ from hilum_export.export import export
 from hilum_export.gates import Gate
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.repository import Repository
+from hilum_inference.volume import Volume
+from hilum_search.evaluate import open_trained
 from hilum_search.trained import Trained, write_trained
 
 
@@ -62,3 +64,11 @@ def test_a_network_that_was_never_trained_is_refused(trained: Trained, tmp_path:
     write_trained(tmp_path / "zero", trained)
     with pytest.raises(ExportError, match="zeros only"):
         export(tmp_path / "zero", tmp_path / "models")
+
+
+def test_a_published_model_is_scored_by_its_own_ids(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "models")
+    segmenter, labels = open_trained(tmp_path / "models" / "tiny")
+    assert [(label.name, label.from_ids) for label in labels] == [("lesion", (1,))]
+    volume = Volume.from_array(np.random.default_rng(0).normal(0, 1, (2, 16, 16, 8)).astype(np.float32))
+    assert segmenter.segment(volume).labels.shape == (16, 16, 8)

@@ -35,6 +35,10 @@ name = "rod"
 id = 2
 from_ids = [3, 4]
 
+[[cases]]
+image = "phantom.nii.gz"
+labels = "phantom_labels.nii.gz"
+
 [preprocessing.geometry]
 orientation = "RAS"
 spacing = [2.0, 2.0, 2.0]

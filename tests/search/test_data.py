@@ -8,7 +8,7 @@ import pytest
 from hilum_inference.io import write_volume
 from hilum_inference.preprocess import Source, model_grid
 from hilum_inference.volume import Volume
-from hilum_search.data import Case, Files, class_table, load_case, normalise, split, targets
+from hilum_search.data import Case, Files, class_table, find_cases, load_case, normalise, sha256, split, targets
 from hilum_search.errors import DataError, RecipeError
 from hilum_search.recipe import Recipe, parse_recipe
 
@@ -63,6 +63,24 @@ def test_another_grid_is_refused(tmp_path: Path, files: Files, recipe: Recipe) -
     write_volume(moved, Volume.from_array(np.zeros((24, 22, 20), np.uint8), np.diag([2.0, 2.0, 2.0, 1.0])))
     with pytest.raises(DataError, match="different grids"):
         load_case(Files(files.image, moved), recipe.manifest())
+
+
+def test_cases_are_found_and_named_by_their_digest(files: Files, recipe: Recipe, tmp_path: Path) -> None:
+    [(found, digests)] = find_cases(recipe, tmp_path)
+    assert found == files
+    assert digests == {"phantom.nii.gz": sha256(files.image), "phantom_labels.nii.gz": sha256(files.labels)}
+
+
+def test_another_file_under_the_same_name_is_refused(files: Files, recipe_text: str, tmp_path: Path) -> None:
+    named = 'labels = "phantom_labels.nii.gz"'
+    recipe = parse_recipe(recipe_text.replace(named, f'{named}\nlabels_sha256 = "{"0" * 64}"'))
+    with pytest.raises(DataError, match="SHA-256 differs"):
+        find_cases(recipe, tmp_path)
+
+
+def test_a_missing_case_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no phantom\.nii\.gz"):
+        find_cases(recipe, tmp_path)
 
 
 def test_rules_before_resampling_are_refused(files: Files, recipe_text: str) -> None:

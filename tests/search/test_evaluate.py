@@ -13,7 +13,7 @@ from hilum_inference.volume import Volume
 from hilum_search import evaluate
 from hilum_search.architecture import C2FNAS
 from hilum_search.data import Case, Files, normalise
-from hilum_search.evaluate import dice, enhanced, predict, score, validate
+from hilum_search.evaluate import dice, enhanced, open_trained, predict, score, validate
 from hilum_search.network import build
 from hilum_search.recipe import Recipe
 from hilum_search.record import Cases
@@ -65,8 +65,9 @@ def test_the_torch_engine_serves_the_pipeline_as_predict_does(case: Case, recipe
 
 
 def test_a_run_is_scored_on_the_images_own_grid(files: Files, case: Case, recipe: Recipe, tmp_path: Path) -> None:
-    trained = train(recipe.with_training(steps=60), Cases([case]), tmp_path / "run")
-    scores = score(trained, files)
+    train(recipe.with_training(steps=60), Cases([case]), tmp_path / "run")
+    segmenter, labels = open_trained(tmp_path / "run")
+    scores = score(segmenter, labels, files)
     assert set(scores) == {"ball", "rod"}
     assert max(scores.values()) > 0.5
 
