@@ -11,7 +11,7 @@ import hashlib
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -50,6 +50,7 @@ class Training(_Part):
         dice_share: share of the soft Dice in the loss, the rest is cross-entropy.
         ema: decay of the averaged weights, which are what is kept.
         seed: of weights, windows and augmentation.
+        precision: of the convolutions; ``bf16`` is faster where the CPU has it and slower elsewhere.
         threads: torch threads; part of the recipe since sums are ordered by it.
         held_back: planes [first, last) along the window's last axis that are never trained on.
         gap: planes on either side of a held-back slab that are used for nothing.
@@ -64,6 +65,7 @@ class Training(_Part):
     dice_share: float = Field(default=0.5, ge=0, le=1)
     ema: float = Field(default=0.99, ge=0, lt=1)
     seed: int = 0
+    precision: Literal["f32", "bf16"] = "f32"
     threads: int = Field(default=1, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
     validate_every: int = Field(default=500, ge=1)

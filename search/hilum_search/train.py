@@ -138,7 +138,9 @@ class _Run:
         images, classes = self._batch()
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, t.steps, t.warmup, t.learning_rate)
-        value = loss(self.network(images), classes, self.weights, t.dice_share)
+        with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bf16"):
+            logits = self.network(images)
+        value = loss(logits.float(), classes, self.weights, t.dice_share)
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)

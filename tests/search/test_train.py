@@ -41,6 +41,15 @@ def test_the_loss_falls_and_the_phantom_is_learnt(recipe: Recipe, case: Case, tm
     assert trained.training["dice"]["rod enhanced"] > 0.6
 
 
+def test_half_precision_learns_nearly_the_same(recipe: Recipe, case: Case, tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {"f32": [], "bf16": []}
+    for precision, kept in losses.items():
+        chosen = recipe.with_training(steps=10, precision=precision)
+        train(chosen, Cases([case]), tmp_path / precision, lambda p, kept=kept: kept.append(p.loss))  # type: ignore[misc]
+    assert losses["bf16"] != losses["f32"]
+    assert losses["bf16"][-1] == pytest.approx(losses["f32"][-1], rel=0.1)
+
+
 def test_the_folder_holds_everything_and_no_pickle(recipe: Recipe, case: Case, tmp_path: Path) -> None:
     trained = train(recipe, Cases([case], files=[{"phantom.nii.gz": "0" * 64}]), tmp_path / "run")
     again = read_trained(tmp_path / "run")
