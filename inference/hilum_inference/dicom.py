@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hilum_inference.errors import GeometryError, LimitError, UnreadableError
 from hilum_inference.gate.limits import Limits
+from hilum_inference.io import placed
 from hilum_inference.volume import Affine, Grid, Volume
 
 STEP_TOLERANCE = 0.02
@@ -75,6 +76,7 @@ class _Image:
     padding: tuple[int, int] | None
 
 
+@np.errstate(all="ignore")
 def read_series(
     path: Path, *, series: str | None = None, limits: Limits | None = None, workspace: Path | None = None
 ) -> Volume:
@@ -110,7 +112,7 @@ def read_series(
                 f"and {limits.max_dimension} along an axis.",
                 code="too_many_voxels",
             )
-        grid = Grid(shape, _LPS_TO_RAS @ affine)
+        grid = placed(shape, _LPS_TO_RAS @ affine)
         return _stack(ordered, grid)
 
 

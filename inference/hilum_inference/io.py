@@ -19,12 +19,13 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hilum_inference.errors import LimitError, MismatchError, UnreadableError
+from hilum_inference.errors import GeometryError, LimitError, MismatchError, UnreadableError
 from hilum_inference.files import sync_folder
-from hilum_inference.volume import Grid, Volume
+from hilum_inference.volume import Affine, Grid, Volume
 
 MAX_INFLATION = 1032
 """Deflate cannot make more than this many bytes out of one."""
+MAX_ORIGIN_MM = 1e6
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 _CHUNK = 4 << 20
 Compress = Literal["none", "file", "voxels"]
@@ -185,6 +186,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def placed(shape: tuple[int, int, int], affine: Affine) -> Grid:
+    """The grid of a file's header, where absurd numbers end in a refusal.
+
+    Raises:
+        GeometryError: see ``Grid``; also an origin farther than MAX_ORIGIN_MM.
+    """
+    with np.errstate(all="ignore"):
+        grid = Grid(shape, affine)
+    if np.abs(grid.affine[:3, 3]).max() > MAX_ORIGIN_MM:
+        raise GeometryError("The first voxel lies more than a kilometre from the origin.", code="bad_affine")
+    return grid
 
 
 def is_gzip(path: Path) -> bool:

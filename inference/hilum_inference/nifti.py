@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference.errors import GeometryError, UnreadableError
-from hilum_inference.io import inflate_voxels, is_gzip, map_voxels, open_gzip, skip_bytes
+from hilum_inference.io import inflate_voxels, is_gzip, map_voxels, open_gzip, placed, skip_bytes
 from hilum_inference.volume import Affine, Grid, Volume
 
 Endian = Literal["<", ">"]
@@ -100,6 +100,7 @@ def sniff(start: bytes) -> tuple[int, Endian] | None:
     return None
 
 
+@np.errstate(all="ignore")
 def parse_header(data: bytes) -> NiftiHeader:
     """A header from the first 348 (NIfTI-1) or 540 (NIfTI-2) bytes.
 
@@ -124,7 +125,7 @@ def parse_header(data: bytes) -> NiftiHeader:
         raw=raw,
         version=version,
         endian=endian,
-        grid=Grid(shape, _affine(fields)),
+        grid=placed(shape, _affine(fields)),
         channels=channels,
         dtype=_stored_type(fields["datatype"][0], fields["bitpix"][0], endian),
         offset=_offset(fields["vox_offset"][0], version),
@@ -189,8 +190,7 @@ def _stored_type(code: int, bits: int, endian: Endian) -> np.dtype[Any]:
 
 def _offset(value: float, version: int) -> int:
     least = _FIRST_VOXEL[version]
-    if value == 0:  # written by libraries that leave it to the reader; the standard's minimum is meant
-        return least
+    # 0 is refused too: nibabel reads voxels at 0 then, the C library at 348, and the standard asks for 352.
     if not math.isfinite(value) or value != int(value) or not least <= value <= MAX_OFFSET:
         raise UnreadableError(
             f"The voxels are said to start at byte {value:g}; it must be a whole number from {least} to {MAX_OFFSET}.",

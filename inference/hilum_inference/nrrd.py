@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference.errors import GeometryError, UnreadableError
-from hilum_inference.io import inflate_voxels, map_voxels, open_gzip
+from hilum_inference.io import inflate_voxels, map_voxels, open_gzip, placed
 from hilum_inference.volume import Affine, Grid, Volume
 
 MAX_HEADER = 64 << 10
@@ -114,6 +114,7 @@ def header_end(data: bytes | bytearray, start: int = 0) -> int | None:
     return None
 
 
+@np.errstate(all="ignore")
 def parse_header(data: bytes) -> NrrdHeader:
     """A header from the start of a file.
 
@@ -134,7 +135,7 @@ def parse_header(data: bytes) -> NrrdHeader:
     return NrrdHeader(
         raw=raw,
         fields=fields,
-        grid=Grid((shape[0], shape[1], shape[2]), affine),
+        grid=placed((shape[0], shape[1], shape[2]), affine),
         channels=1 if axis is None else sizes[axis],
         channel_axis=axis,
         dtype=_stored_type(fields),

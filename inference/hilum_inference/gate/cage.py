@@ -81,6 +81,7 @@ class Cage:
         Raises:
             InputError: the input cannot be decoded, or not within its bounds.
             EngineError: the fork server died; the input may be tried again.
+            OSError: this machine is at fault: disk full, folder gone.
         """
         answer: Future[dict[str, Any]] = Future()
         with self._lock:
@@ -142,6 +143,8 @@ def _pipe(stream: Any) -> Any:
 
 
 def _decoded(answer: dict[str, Any], kind: Kind) -> Decoded:
+    if answer.get("error") == "OSError":
+        raise OSError(answer["code"], answer["message"])
     if "error" in answer:
         raise _ERRORS.get(answer["error"], UnreadableError)(answer["message"], code=answer["code"])
     return Decoded(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import importlib
 import json
 import os
@@ -40,6 +41,7 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _FAILED = {
     "decode_timeout": "The volume takes too long to decode; it may be damaged. Send it uncompressed.",
     "decode_memory": "The volume needs more memory to decode than is allowed; send a smaller one.",
+    "decode_too_large": "The decoded volume is larger than is allowed; send a smaller one.",
     "decode_crashed": "The volume broke its decoder; it is damaged. Export it again, uncompressed.",
 }
 
@@ -77,7 +79,7 @@ class Server:
 
     def _step(self) -> bool:
         now = time.monotonic()
-        soonest = min((child.deadline for child in self._children.values()), default=None)
+        soonest = min((child.deadline for child in self._children.values() if not child.timed_out), default=None)
         for key, _ in self._selector.select(None if soonest is None else max(0.0, soonest - now)):
             if key.fd == 0:
                 if not self._read_jobs():
@@ -86,7 +88,7 @@ class Server:
                 self._read_answer(self._children[key.fd])
         for child in self._children.values():
             if not child.timed_out and time.monotonic() >= child.deadline:
-                child.timed_out, child.deadline = True, float("inf")
+                child.timed_out = True
                 os.kill(child.pid, signal.SIGKILL)  # its pipe closes, which ends it below
         while self._jobs and len(self._children) < AT_ONCE:
             self._fork(self._jobs.popleft())
@@ -110,14 +112,18 @@ class Server:
         del self._children[child.pipe]
         _, status = os.waitpid(child.pid, 0)
         answer = _outcome(child, status)
-        if child.job["kind"] == "dicom" and "error" not in answer:
-            path = Path(child.job["folder"]) / f"{child.workspace.name[1:]}.nii"
-            (child.workspace / _SPOOL).replace(path)
-            answer["path"] = str(path)
+        try:
+            if child.job["kind"] == "dicom" and "error" not in answer:
+                path = Path(child.job["folder"]) / f"{child.workspace.name[1:]}.nii"
+                (child.workspace / _SPOOL).replace(path)
+                answer["path"] = str(path)
+        except OSError as error:
+            answer = _system_failed(error)
         shutil.rmtree(child.workspace, ignore_errors=True)
-        sys.stdout.buffer.write(
-            json.dumps({"path": child.job["path"]} | answer | {"id": child.job["id"]}).encode() + b"\n"
-        )
+        self._answer(child.job, answer)
+
+    def _answer(self, job: dict[str, Any], answer: dict[str, Any]) -> None:
+        sys.stdout.buffer.write(json.dumps({"path": job["path"]} | answer | {"id": job["id"]}).encode() + b"\n")
         sys.stdout.buffer.flush()
 
     def _fork(self, job: dict[str, Any]) -> None:
@@ -125,9 +131,13 @@ class Server:
             _import_dicom()
         limits = Limits(**job["limits"])
         workspace = Path(job["folder"]) / f".{secrets.token_hex(16)}"
-        workspace.mkdir()
-        ours, theirs = os.pipe()
-        pid = os.fork()
+        try:
+            workspace.mkdir()
+            ours, theirs = os.pipe()
+            pid = os.fork()
+        except OSError as error:
+            self._answer(job, _system_failed(error))
+            return
         if pid == 0:
             os.close(ours)
             self._child(job, limits, workspace, theirs)
@@ -180,6 +190,9 @@ def decode(kind: str, path: Path, workspace: Path, limits: Limits) -> dict[str, 
         return {"error": type(error).__name__, "code": error.code, "message": error.message}
     except MemoryError:
         return _failed("decode_memory")
+    except OSError as error:
+        bound = {errno.ENOMEM: "decode_memory", errno.EFBIG: "decode_too_large"}.get(error.errno or 0)
+        return _system_failed(error) if bound is None else _failed(bound)
     return {
         "shape": volume.grid.shape,
         "channels": volume.channels,
@@ -235,8 +248,14 @@ def _outcome(child: _Child, status: int) -> dict[str, Any]:
 
 
 def _failed(code: str) -> dict[str, Any]:
-    kind = "LimitError" if code == "decode_memory" else "UnreadableError"
+    kind = "LimitError" if code in ("decode_memory", "decode_too_large") else "UnreadableError"
     return {"error": kind, "code": code, "message": _FAILED[code]}
+
+
+def _system_failed(error: OSError) -> dict[str, Any]:
+    """This machine's fault (a full disk, a folder that is gone), not the input's."""
+    number = error.errno or errno.EIO
+    return {"error": "OSError", "code": number, "message": os.strerror(number)}
 
 
 def _import_dicom() -> None:
