@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hilum_client.answers import ModelInfo, Result
+from hilum_client.batch import Case, content_hash, find_cases, run_batch
+from hilum_client.cli import main
+from hilum_client.errors import ConnectError, InputError, JobFailed
+from hilum_client.report import Entry, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODEL = ModelInfo("demo", "1", digest="d1")
+
+
+class Quiet:
+    """A watch that remembers."""
+
+    def __init__(self) -> None:
+        self.skipped: list[str] = []
+
+    def begins(self, case: Case) -> None:
+        pass
+
+    def ended(self, entry: Entry, skipped: bool) -> None:
+        if skipped:
+            self.skipped.append(entry.case)
+
+
+class Segmenter:
+    """Writes a mask that depends on the input; fails for content ``bad``."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, image: Path, mask: Path) -> Result:
+        self.seen.append(image.name)
+        content = image.read_text() if image.is_file() else "series"
+        if content == "bad":
+            raise JobFailed("Not a volume.", code="unreadable_volume")
+        mask.write_text(f"mask of {content}")
+        return Result("demo", "1", [{"name": "liver", "id": 1, "voxels": 5, "ml": 2.5, "box": None}], {})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inside = tmp_path / "in"
+    (inside / "deep" / "series").mkdir(parents=True)
+    (inside / "a.nii.gz").write_text("a")
+    (inside / "b.nii").write_text("bad")
+    (inside / "deep" / "c.nrrd").write_text("c")
+    (inside / "deep" / "series" / "1").write_bytes(b"\0" * 128 + b"DICM1")
+    (inside / "notes.txt").write_text("no volume")
+    (inside / ".hidden.nii").write_text("hidden")
+    return inside
+
+
+def batch(folder: Path, out: Path, segment: Any, model: ModelInfo = MODEL) -> tuple[int, Quiet, Report]:
+    cases = find_cases(folder, out)
+    report = Report.open(out, model, [case.name for case in cases])
+    watch = Quiet()
+    return run_batch(cases, segment, report, watch), watch, report
+
+
+def test_finds_volumes_and_series(folder: Path, tmp_path: Path) -> None:
+    cases = find_cases(folder, tmp_path / "out")
+    assert [case.name for case in cases] == ["a.nii.gz", "b.nii", "deep/c.nrrd", "deep/series"]
+    assert [case.mask.as_posix() for case in cases] == [
+        "a-mask.nii.gz",
+        "b-mask.nii.gz",
+        "deep/c-mask.nii.gz",
+        "deep/series-mask.nii.gz",
+    ]
+
+
+def test_equal_stems_keep_their_suffix_and_masks_inside_are_no_inputs(folder: Path) -> None:
+    (folder / "a.nrrd").write_text("other a")
+    masks = folder / "masks"
+    masks.mkdir()
+    (masks / "a-mask.nii.gz").write_text("mask")
+    names = [case.mask.as_posix() for case in find_cases(folder, masks, "nrrd")]
+    assert names[:2] == ["a.nii.gz-mask.nrrd", "a.nrrd-mask.nrrd"] and len(names) == 5
+
+
+def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no folder"):
+        find_cases(tmp_path / "none", tmp_path)
+    with pytest.raises(InputError, match="holds no volumes"):
+        find_cases(tmp_path, tmp_path / "out")
+
+
+def test_failed_cases_are_listed_and_the_rest_done(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    failed, _, _ = batch(folder, out, Segmenter())
+    assert failed == 1
+    data = json.loads((out / "report.json").read_text())
+    assert (data["total"], data["done"], data["failed"]) == (4, 3, 1)
+    by_name = {case["case"]: case for case in data["cases"]}
+    assert by_name["b.nii"]["code"] == "unreadable_volume" and by_name["b.nii"]["message"] == "Not a volume."
+    assert by_name["a.nii.gz"]["labels"] == [{"name": "liver", "id": 1, "voxels": 5, "ml": 2.5}]
+    assert (out / by_name["deep/c.nrrd"]["mask"]).read_text() == "mask of c"
+    with (out / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["status"], row["liver_ml"]) for row in rows] == [
+        ("a.nii.gz", "done", "2.5"),
+        ("b.nii", "failed", ""),
+        ("deep/c.nrrd", "done", "2.5"),
+        ("deep/series", "done", "2.5"),
+    ]
+    assert not list(out.glob(".*part"))
+
+
+def test_a_second_run_does_only_what_is_not_done(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    batch(folder, out, Segmenter())
+    again = Segmenter()
+    _, watch, _ = batch(folder, out, again)
+    assert again.seen == ["b.nii"], "a failed case is tried again"
+    assert watch.skipped == ["a.nii.gz", "deep/c.nrrd", "deep/series"]
+    (folder / "a.nii.gz").write_text("changed")
+    (out / "deep" / "c-mask.nii.gz").write_text("tampered")
+    again = Segmenter()
+    batch(folder, out, again)
+    assert again.seen == ["a.nii.gz", "b.nii", "c.nrrd"]
+    newer = Segmenter()
+    batch(folder, out, newer, ModelInfo("demo", "2", digest="d2"))
+    assert len(newer.seen) == 4, "another model does all again"
+
+
+def test_a_mask_of_earlier_content_does_not_outlive_a_failure(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    batch(folder, out, Segmenter())
+    (folder / "a.nii.gz").write_text("bad")
+    assert batch(folder, out, Segmenter())[0] == 2
+    assert not (out / "a-mask.nii.gz").exists()
+
+
+def test_cases_that_are_gone_leave_the_report(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    batch(folder, out, Segmenter())
+    (folder / "deep" / "c.nrrd").unlink()
+    batch(folder, out, Segmenter())
+    data = json.loads((out / "report.json").read_text())
+    assert [case["case"] for case in data["cases"]] == ["a.nii.gz", "b.nii", "deep/series"]
+
+
+def test_a_lost_server_and_a_defect_stop_the_batch(folder: Path, tmp_path: Path) -> None:
+    for error in (ConnectError("gone"), ZeroDivisionError()):
+
+        def lost(image: Path, mask: Path, error: Exception = error) -> Result:
+            if image.name != "a.nii.gz":
+                raise error
+            return Segmenter()(image, mask)
+
+        out = tmp_path / type(error).__name__
+        with pytest.raises(type(error)):
+            batch(folder, out, lost)
+        assert json.loads((out / "report.json").read_text())["done"] == 1
+
+
+def test_a_foreign_report_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    for text in ("{}", "[1]", "no json", '{"format": "x", "cases": []}'):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(InputError, match="no report of hilum batch"):
+            Report.open(tmp_path, MODEL, [])
+        assert (tmp_path / "report.json").read_text() == text
+
+
+def test_the_hash_of_a_series_sees_names_and_bytes(folder: Path) -> None:
+    series = folder / "deep" / "series"
+    first = content_hash(series)
+    (series / "note.txt").write_text("not DICOM")
+    assert content_hash(series) == first
+    (series / "1").rename(series / "2")
+    renamed = content_hash(series)
+    (series / "2").write_bytes(b"\0" * 128 + b"DICM2")
+    assert len({first, renamed, content_hash(series)}) == 3
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from hilum_client.answers import ModelInfo, Result
+from hilum_client.batch import find_cases, run_batch
+from hilum_client.report import Report
+
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+
+class Quiet:
+    def begins(self, case): pass
+    def ended(self, entry, skipped): pass
+
+def segment(image, mask):
+    with (out.parent / "log").open("a") as log:
+        log.write(image.name + "\\n")
+    mask.write_text("half")
+    time.sleep(0.05)
+    mask.write_text("mask of " + image.read_text())
+    return Result("demo", "1", [], {})
+
+cases = find_cases(folder, out)
+report = Report.open(out, ModelInfo("demo", "1", digest="d"), [case.name for case in cases])
+sys.exit(run_batch(cases, segment, report, Quiet()))
+"""
+
+
+def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
+    folder, out, log = tmp_path / "in", tmp_path / "out", tmp_path / "log"
+    folder.mkdir()
+    for n in range(8):
+        (folder / f"{n}.nii").write_text(str(n))
+    command = [sys.executable, "-c", KILLED, str(folder), str(out)]
+    process = subprocess.Popen(command)
+    end = time.monotonic() + 30
+    while time.monotonic() < end and (not log.exists() or len(log.read_text().split()) < 4):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+    process.wait()
+    begun = log.read_text().split()
+    assert 4 <= len(begun) < 8, "killed in the middle"
+    assert subprocess.run(command, check=False, timeout=30).returncode == 0
+    seen = log.read_text().split()
+    assert len(seen) <= 9 and set(seen) == {f"{n}.nii" for n in range(8)}
+    assert all(seen.count(name) == 1 for name in begun[:-1]), "finished cases are not done twice"
+    assert [(out / f"{n}-mask.nii.gz").read_text() for n in range(8)] == [f"mask of {n}" for n in range(8)]
+    assert json.loads((out / "report.json").read_text())["done"] == 8
+
+
+def test_the_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segmenter = Segmenter()
+
+    class Backend:
+        def models(self) -> list[ModelInfo]:
+            return [MODEL]
+
+        def segment(self, image: Path, *, model: str, out: Path, progress: Any) -> Result:
+            progress(1, 2)
+            assert model == "demo"
+            return segmenter(image, out)
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[Backend]:
+        yield Backend()
+
+    monkeypatch.setattr("hilum_client.batch.open_backend", opened)
+    out = tmp_path / "out"
+    assert main(["batch", str(folder), "-o", str(out)]) == 1
+    shown = capsys.readouterr()
+    assert "3 segmented, 1 failed." in shown.out
+    assert "b.nii: Not a volume. [unreadable_volume]" in shown.err
+    (folder / "b.nii").write_text("fine")
+    assert main(["batch", str(folder), "-o", str(out)]) == 0
+    assert "1 segmented, 3 finished before, 0 failed." in capsys.readouterr().out
+    assert main(["batch", str(folder), "-o", str(folder)]) == 1
+    assert main(["batch", str(folder), "-o", str(out), "--format", "png"]) == 1
+    assert "--format is one of nii.gz, nii, nrrd" in capsys.readouterr().err
