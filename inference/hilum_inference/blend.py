@@ -4,9 +4,10 @@ The starts and ends of all windows cut the two longest axes into intervals; a *c
 full third axis. A cell is born with the first window that touches it, and given away and freed after the last. What
 lives at a time is a slab of the overlap's depth with the smallest face of the volume, whatever the length of the scan.
 
-Each cell holds the C blended channels, sum of weight * value, and as channel C the sum of weights. Where the channels
-are features, the head (1x1x1 convolution) is linear, so it is applied once a voxel after blending: memory and work for
-a window do not grow with the number of classes.
+Channels lie last in memory: (D, H, W, C + 1), the C weighted values and then the weight itself. A window then adds to
+a cell in long runs, and a finished cell is ready for the head's matrix product. Where the channels are features, the
+head (a 1x1x1 convolution) is linear and is applied once a voxel after blending: memory and work for a window do not
+grow with the number of classes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,21 @@ from numpy.typing import NDArray
 
 from hilum_inference.windows import Layout, Shape
 
-Sums = NDArray[np.float32]  # (C + 1, d, h, w): weighted sums, then the sum of weights
+Sums = NDArray[np.float32]  # (d, h, w, C + 1): weighted sums, then the sum of weights
+
+
+def weigh(
+    answers: NDArray[np.float32], weights: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """(N, C, D, H, W) answers and (D, H, W) weights to what a Blender adds, (N, D, H, W, C + 1)."""
+    count, channels, *size = answers.shape
+    if out is None:
+        out = np.empty((count, *size, channels + 1), np.float32)
+    for answer, weighted in zip(answers, out, strict=True):
+        for d, plane in enumerate(weights):  # plane by plane, so that the product stays in the cache
+            weighted[d, ..., :channels] = np.moveaxis(answer[:, d] * plane, 0, -1)
+    out[..., channels] = weights
+    return out
 
 
 @dataclass(frozen=True)
@@ -31,47 +46,36 @@ class Block:
 
 
 class Blender:
-    """Adds windows in the order of ``layout`` and yields finished blocks.
+    """Adds weighted windows in the order of ``layout`` and gives out finished blocks.
 
     Args:
         layout: where the windows stand.
         channels: C of the windows that will be added.
-        weights: (D, H, W) of one window.
     """
 
-    def __init__(self, layout: Layout, channels: int, weights: NDArray[np.float32]) -> None:
+    def __init__(self, layout: Layout, channels: int) -> None:
         self._layout = layout
         self._channels = channels
-        self._weights = weights
         self._cuts = {axis: _cuts(layout, axis) for axis in layout.sweep[:2]}
         self._last = {axis: _last_touch(layout, axis) for axis in layout.sweep[:2]}
         self._cells: dict[tuple[int, int], Sums] = {}
-        self._scratch = np.empty((channels, *weights.shape[1:]), np.float32)
 
     def add(self, start: Shape, window: NDArray[np.float32]) -> list[Block]:
-        """Add one (C, D, H, W) window that starts at ``start``; the blocks that it finishes."""
+        """Add one weighted (D, H, W, C + 1) window that starts at ``start``; the blocks that it finishes."""
         a, b, c = self._layout.sweep
         size = self._layout.size
+        inside, within = [slice(None)] * 3, [slice(None)] * 3
+        inside[c] = slice(start[c], start[c] + size[c])
         for i in _between(self._cuts[a], start[a], size[a]):
+            within[a] = slice(self._cuts[a][i] - start[a], self._cuts[a][i + 1] - start[a])
             for j in _between(self._cuts[b], start[b], size[b]):
+                within[b] = slice(self._cuts[b][j] - start[b], self._cuts[b][j + 1] - start[b])
                 cell = self._cells.get((i, j))
                 if cell is None:
                     cell = self._cells[i, j] = np.zeros(self._cell_shape(i, j), np.float32)
-                inside, within = [slice(None)] * 3, [slice(None)] * 3
-                for axis, cut in ((a, i), (b, j)):
-                    low, high = self._cuts[axis][cut], self._cuts[axis][cut + 1]
-                    within[axis] = slice(low - start[axis], high - start[axis])
-                inside[c] = slice(start[c], start[c] + size[c])
-                self._add_part(cell[:, *inside], window[:, *within], self._weights[*within])
+                part = cell[*inside]
+                part += window[*within]
         return self._finished(start)
-
-    def _add_part(self, cell: Sums, part: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        channels, _, height, width = part.shape
-        scratch = self._scratch.reshape(-1)[: channels * height * width].reshape(channels, height, width)
-        for d in range(part.shape[1]):  # plane by plane, so that the product stays in the cache
-            np.multiply(part[:, d], weights[d], out=scratch)
-            cell[:channels, d] += scratch
-        cell[channels] += weights
 
     def _finished(self, start: Shape) -> list[Block]:
         a, b, c = self._layout.sweep
@@ -96,7 +100,7 @@ class Blender:
         a, b, c = self._layout.sweep
         sizes = {a: self._cuts[a][i + 1] - self._cuts[a][i], b: self._cuts[b][j + 1] - self._cuts[b][j]}
         sizes[c] = self._layout.shape[c]
-        return self._channels + 1, sizes[0], sizes[1], sizes[2]
+        return sizes[0], sizes[1], sizes[2], self._channels + 1
 
 
 def peak_bytes(layout: Layout, channels: int) -> int:

@@ -34,25 +34,20 @@ class Decider:
             self._head = np.ascontiguousarray(np.vstack([weight.T, bias]), np.float32)  # (C + 1, K)
 
     def labels(self, sums: NDArray[np.float32]) -> Labels:
-        """(C + 1, ...) sums to (...) label ids.
+        """(..., C + 1) sums to (...) label ids.
 
         Raises:
             EngineError: a sum is not finite: the back-end answered nonsense.
         """
-        flat = sums.reshape(len(sums), -1)
+        flat = sums.reshape(-1, sums.shape[-1])
         if not np.isfinite(flat.sum()):  # one infinite or NaN summand makes the sum so
             raise EngineError("The network answered values that are not finite; nothing was saved.", code="not_finite")
-        out = np.empty(flat.shape[1], self.dtype)
-        for first in range(0, flat.shape[1], CHUNK):
-            part = slice(first, first + CHUNK)
-            out[part] = self._decide(self._logits(flat[:, part]))
-        return out.reshape(sums.shape[1:])
-
-    def _logits(self, sums: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(C + 1, n) sums to (n, K) logits, each times the voxel's weight."""
-        if self._head is None:
-            return np.ascontiguousarray(sums[:-1].T)
-        return np.asarray(sums.T @ self._head)
+        out = np.empty(len(flat), self.dtype)
+        for first in range(0, len(flat), CHUNK):
+            part = flat[first : first + CHUNK]
+            # (n, K) logits, each times the voxel's weight
+            out[first : first + CHUNK] = self._decide(part[:, :-1] if self._head is None else part @ self._head)
+        return out.reshape(sums.shape[:-1])
 
     def _decide(self, logits: NDArray[np.float32]) -> Labels:
         if not self._regions:

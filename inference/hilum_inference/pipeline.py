@@ -131,9 +131,7 @@ class Segmenter:
             decider = Decider(manifest, manifest.blends_features)
             sink_type: type[LabelSink | ChannelSink] = LabelSink if manifest.way_back == "labels" else ChannelSink
             sink = sink_type(source, grid, decider, volume.array)
-            blender = blend.Blender(
-                source.layout, self._channels, weight_map(manifest.windows.size, manifest.windows.weights)
-            )
+            blender = blend.Blender(source.layout, self._channels)
             done = 0
             for starts, answers in self._answers(source, clock, cancelled):
                 for start, answer in zip(starts, answers, strict=True):
@@ -183,16 +181,18 @@ class Segmenter:
                 waiting = following
 
     def _run(self, windows: NDArray[np.float32], out: NDArray[np.float32] | None, clock: _Clock) -> NDArray[np.float32]:
-        """One batch, averaged over the test-time flips; flips are undone before the average."""
+        """One batch, (N, D, H, W, C + 1) weighted; test-time flips are undone and averaged before the weights."""
+        windowing = self._model.manifest.windows
         flips = self._model.manifest.flips
         with clock("network"):
-            answer = self._engine.run(windows, self._output, out)
+            if not flips:
+                return self._engine.run_weighted(windows, self._output, out)
+            answer = self._engine.run(windows, self._output)
             for flip in flips:
                 axes = tuple(axis + 2 for axis in flip)
                 answer += np.flip(self._engine.run(np.ascontiguousarray(np.flip(windows, axes)), self._output), axes)
-            if flips:
-                answer /= np.float32(1 + len(flips))
-            return answer
+            answer /= np.float32(1 + len(flips))
+            return blend.weigh(answer, weight_map(windowing.size, windowing.weights), out)
 
     @property
     def _output(self) -> Output:

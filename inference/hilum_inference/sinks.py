@@ -75,7 +75,7 @@ class ChannelSink:
         sweep = self._layout.sweep[0]
         self._back = [m.inverse(min(m.order, 1)) for m in grid.maps]
         self._slabs: dict[int, tuple[NDArray[np.float32], int]] = {}
-        self._planes: dict[int, NDArray[np.float32]] = {}  # finished model planes along the sweep, (C + 1, h, w)
+        self._planes: dict[int, NDArray[np.float32]] = {}  # finished model planes along the sweep, (h, w, C + 1)
         self._next = 0  # next plane of the box along the sweep
         self._out = empty_like_stored(grid, stored, decider.dtype)
         self._target = np.moveaxis(grid.view(self._out[None])[0], sweep, 0)
@@ -86,17 +86,17 @@ class ChannelSink:
         first = block.start[sweep]
         slab, filled = self._slabs.get(first, (None, 0))
         if slab is None:
-            shape = list(self._layout.shape)
-            shape[sweep] = block.sums.shape[sweep + 1]
-            slab = np.empty((len(block.sums), *shape), np.float32)
+            shape = [*self._layout.shape, block.sums.shape[-1]]
+            shape[sweep] = block.sums.shape[sweep]
+            slab = np.empty(shape, np.float32)
         where: list[slice] = [slice(None)] * 3
-        depth = block.sums.shape[across + 1]
+        depth = block.sums.shape[across]
         where[across] = slice(block.start[across], block.start[across] + depth)
-        slab[:, *where] = block.sums / block.sums[-1:]  # means, and 1 as their weight
+        np.divide(block.sums, block.sums[..., -1:], out=slab[*where])  # means, and 1 as their weight
         self._slabs[first] = (slab, filled + depth)
         if filled + depth == self._layout.shape[across]:
             del self._slabs[first]
-            self._pass_on(first, np.moveaxis(slab, sweep + 1, 0))
+            self._pass_on(first, np.moveaxis(slab, sweep, 0))
 
     def _pass_on(self, first: int, slab: NDArray[np.float32]) -> None:
         sweep = self._layout.sweep[0]
@@ -105,22 +105,22 @@ class ChannelSink:
         for n, plane in enumerate(slab):
             real = first + n - self._before[sweep]
             if 0 <= real < self._grid.shape[sweep]:
-                self._planes[real] = plane[:, *inside].copy()
+                self._planes[real] = plane[*inside].copy()
         done = max(self._planes, default=-1)
         mapping = self._back[sweep]
         while self._next < mapping.size_out and mapping.source_range(self._next, self._next + 1)[1] <= done + 1:
             low, high = mapping.source_range(self._next, self._next + 1)
-            self._write(np.stack([self._planes[p] for p in range(low, high)], axis=1))
+            self._write(np.stack([self._planes[p] for p in range(low, high)]))
             self._next += 1
             for gone in [p for p in self._planes if p < low]:
                 del self._planes[gone]
 
     def _write(self, planes: NDArray[np.float32]) -> None:
-        """(C + 1, 1 or 2, h, w) model planes around the next plane of the box: resample, decide, write."""
+        """(1 or 2, h, w, C + 1) model planes around the next plane of the box: resample, decide, write."""
         sweep = self._layout.sweep[0]
-        plane = self._back[sweep].resample(planes, 1, (self._next, self._next + 1))[:, 0]
+        plane = self._back[sweep].resample(planes, 0, (self._next, self._next + 1))[0]
         for axis, a in enumerate(a for a in range(3) if a != sweep):
-            plane = self._back[a].resample(plane, axis + 1)
+            plane = self._back[a].resample(plane, axis)
         self._target[self._next] = self._decider.labels(np.ascontiguousarray(plane))
 
     def finish(self) -> Labels:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from hilum_testing import manifest, publish_tiny
 
-from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.blend import weigh
+from hilum_inference.engines import EngineSettings, Output, open_engine
 from hilum_inference.engines.openvino import OpenVinoEngine
 from hilum_inference.errors import EngineError
+from hilum_inference.windows import weight_map
 
 ONE = EngineSettings(threads=1)
 
@@ -41,15 +43,19 @@ def test_many_threads_get_their_own_answers(tmp_path: Path) -> None:
             np.testing.assert_array_equal(answer, single)
 
 
-def test_the_answer_goes_into_the_given_array(tmp_path: Path) -> None:
-    model, _ = publish_tiny(tmp_path, manifest())
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_weighted_answers_are_the_plain_ones_times_the_weights_channels_last(tmp_path: Path, output: Output) -> None:
+    model, _ = publish_tiny(tmp_path, manifest(), features=2, with_head=True)
     engine = open_engine(model, ONE)
-    out = np.empty((1, 3, 16, 16, 16), np.float32)
-    batch = np.ones((1, 1, 16, 16, 16), np.float32)
-    assert engine.run(batch, out=out) is out
-    np.testing.assert_array_equal(out, engine.run(batch))
+    batch = np.random.default_rng(0).normal(size=(2, 1, 16, 16, 16)).astype(np.float32)
+    expected = weigh(engine.run(batch, output), weight_map((16, 16, 16), "monai"))
+    got = engine.run_weighted(batch, output)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    out = np.empty_like(got)
+    assert engine.run_weighted(batch, output, out) is out
+    np.testing.assert_array_equal(out, got)
     with pytest.raises(ValueError, match="answer has"):
-        engine.run(batch, out=out[:, :2])
+        engine.run_weighted(batch, output, out[:1])
     with pytest.raises(ValueError, match="takes"):
         engine.run(batch[..., :8])
 

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
+from hilum_inference.blend import weigh
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.errors import CancelledError, EngineError, GeometryError, LimitError, MismatchError
 from hilum_inference.manifest import Manifest
 from hilum_inference.pipeline import Segmenter
 from hilum_inference.volume import Volume
+from hilum_inference.windows import weight_map
 
 THREADS = EngineSettings(threads=1)
 
@@ -117,8 +119,11 @@ def _threshold_segmenter(folder: Path, **changes: Any) -> Segmenter:
     class Threshold:
         precision = "f32"
 
-        def run(self, batch: Any, output: Any = "logits", out: Any = None) -> Any:
+        def run(self, batch: Any, output: Any = "logits") -> Any:
             return np.concatenate([0.5 - batch, batch - 0.5], axis=1)
+
+        def run_weighted(self, batch: Any, output: Any = "logits", out: Any = None) -> Any:
+            return weigh(self.run(batch), weight_map((16, 16, 16), "monai"), out)
 
         def ready(self) -> bool:
             return True
@@ -189,14 +194,14 @@ def test_sheared_grids_are_refused(tmp_path: Path) -> None:
 def test_a_network_that_answers_nan_gives_an_error_and_no_mask(tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path, manifest())
     engine = open_engine(model, THREADS)
-    honest = engine.run
+    honest = engine.run_weighted
 
     def broken(batch: Any, output: Any = "logits", out: Any = None) -> Any:
         answer = honest(batch, output, out)
-        answer[0, 1, 3, 3, 3] = np.nan
+        answer[0, 3, 3, 3, 1] = np.nan
         return answer
 
-    engine.run = broken  # type: ignore[method-assign]
+    engine.run_weighted = broken  # type: ignore[method-assign]
     with pytest.raises(EngineError, match="not finite"):
         Segmenter(model, engine).segment(Volume.from_array(phantom((40, 33, 25))))
 

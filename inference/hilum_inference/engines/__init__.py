@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hilum_inference.repository import Model
 
 Batch = NDArray[np.float32]  # (N, C, D, H, W)
+Weighted = NDArray[np.float32]  # (N, D, H, W, C + 1)
 Output = Literal["logits", "features"]
 
 
@@ -22,11 +23,18 @@ class Engine(Protocol):
     precision: str
     """What it computes in (``f32``...); named in every result."""
 
-    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
-        """(N, C, D, H, W) windows to (N, K or F, D, H, W) float32, into ``out`` where given.
+    def run(self, batch: Batch, output: Output = "logits") -> Batch:
+        """(N, C, D, H, W) windows to (N, K or F, D, H, W) float32; the answer may be written to.
 
         Raises:
             EngineError: the back-end failed, or answered another shape or type than the model promises.
+        """
+        ...
+
+    def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
+        """The same answers as a Blender adds them: times the manifest's window weights, channels last.
+
+        (N, C, D, H, W) windows to (N, D, H, W, K or F, + 1), the weight itself last; into ``out`` where given.
         """
         ...
 

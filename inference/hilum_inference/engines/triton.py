@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilum_inference.engines import Batch, Output
+from hilum_inference.blend import weigh
+from hilum_inference.engines import Batch, Output, Weighted
 from hilum_inference.errors import EngineError, OutOfMemoryError
+from hilum_inference.windows import weight_map
 
 if TYPE_CHECKING:
     from hilum_inference.repository import Model
@@ -35,6 +37,7 @@ class TritonEngine:
 
         self._model = model
         self._timeout = timeout
+        self._weights = weight_map(model.manifest.windows.size, model.manifest.windows.weights)
         self._client: Any = InferenceServerClient(address)
         if not self.ready():
             self.close()
@@ -43,8 +46,15 @@ class TritonEngine:
                 code="triton_not_ready",
             )
 
-    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
+    def run(self, batch: Batch, output: Output = "logits") -> Batch:
         """(N, C, D, H, W) float32 windows to (N, K or F, D, H, W); the reply's shape and type are checked."""
+        return np.array(self._reply(batch, output), np.float32)  # the reply is read-only, the caller may write
+
+    def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1), weighted here."""
+        return weigh(self._reply(batch, output), self._weights, out)
+
+    def _reply(self, batch: Batch, output: Output) -> Batch:
         from tritonclient.grpc import InferInput, InferRequestedOutput
         from tritonclient.utils import InferenceServerException
 
@@ -69,10 +79,7 @@ class TritonEngine:
         if answer is None or answer.shape != expected or answer.dtype.kind != "f":
             got = None if answer is None else (answer.shape, str(answer.dtype))
             raise EngineError(f"Triton answered {got}, the model promises {expected} float32.", code="bad_reply")
-        if out is None:
-            return np.array(answer, np.float32)  # the reply is read-only, the caller may write
-        np.copyto(out, answer)
-        return out
+        return np.asarray(answer)
 
     def ready(self) -> bool:
         """Whether the server serves the model now."""
