@@ -99,7 +99,7 @@ def open_trained(folder: Path) -> tuple[Segmenter, tuple[Target, ...]]:
     trained = read_trained(folder)
     model = Model(trained.manifest, 0, folder, folder / WEIGHTS, "")
     labels = tuple(Target.model_validate(label) for label in trained.training["recipe"]["labels"])
-    return Segmenter(model, TorchEngine(trained.network)), labels
+    return Segmenter(model, TorchEngine(trained.manifest, trained.network)), labels
 
 
 def enhanced(slab: Case, recipe: Recipe, strength: float, seed: int = 0) -> Case:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hilum_inference.engines import Batch, Output
+from hilum_inference.blend import weigh
+from hilum_inference.engines import Batch, Output, Weighted
 from hilum_inference.errors import EngineError
+from hilum_inference.manifest import Manifest
+from hilum_inference.windows import weight_map
 from hilum_search.network import Network
 
 
 class TorchEngine:
-    """Runs a network on the CPU in float32."""
+    """Runs a network on the CPU in float32.
+
+    Args:
+        manifest: of the model; its window rule gives the weights.
+        network: the weights; set to evaluation mode.
+    """
 
     precision = "f32"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, manifest: Manifest, network: Network) -> None:
         self._network = network.eval()
+        self._weights = weight_map(manifest.windows.size, manifest.windows.weights)
 
-    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
+    def run(self, batch: Batch, output: Output = "logits") -> Batch:
         """(N, C, D, H, W) windows to (N, K or F, D, H, W).
 
         Raises:
@@ -29,10 +38,11 @@ class TorchEngine:
             answer: Batch = (features if output == "features" else self._network.head(features)).numpy()
         if not np.isfinite(answer).all():
             raise EngineError("The network answered values that are not finite.")
-        if out is None:
-            return answer
-        out[...] = answer
-        return out
+        return answer
+
+    def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1), as a Blender adds them."""
+        return weigh(self.run(batch, output), self._weights, out)
 
     def ready(self) -> bool:
         """Always: the weights are in memory."""

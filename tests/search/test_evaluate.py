@@ -4,9 +4,11 @@ import doctest
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from hilum_inference.errors import EngineError
 from hilum_inference.pipeline import Segmenter
 from hilum_inference.repository import Model
 from hilum_inference.volume import Volume
@@ -57,11 +59,21 @@ def test_the_torch_engine_serves_the_pipeline_as_predict_does(case: Case, recipe
     network = build(C2FNAS(2, (0, 1, 0), ("2d", "p3d", "3d")), 1, 3).eval()
     volume = Volume.from_array(case.image[0], np.diag([2.0, 2.0, 2.0, 1.0]))
     model = Model(recipe.manifest(), 0, tmp_path, tmp_path, "")
-    answer = Segmenter(model, TorchEngine(network)).segment(volume).labels
+    engine = TorchEngine(model.manifest, network)
+    answer = Segmenter(model, engine).segment(volume).labels
     logits = predict(network, normalise(case.image, case.normalisers), recipe.preprocessing.windows)
     np.testing.assert_array_equal(answer, logits.argmax(0))
-    out = np.empty((1, 3, 16, 16, 8), np.float32)
-    assert TorchEngine(network).run(np.zeros((1, 1, 16, 16, 8), np.float32), out=out) is out
+    features = engine.run(np.zeros((1, 1, 16, 16, 8), np.float32), "features")
+    assert features.shape == (1, 2, 16, 16, 8)
+
+
+def test_an_answer_that_is_not_finite_is_an_error(recipe: Recipe) -> None:
+    network = build(C2FNAS(2, (0,), ("2d",)), 1, 3)
+    assert network.head.bias is not None
+    with torch.no_grad():
+        network.head.bias[0] = torch.nan
+    with pytest.raises(EngineError, match="not finite"):
+        TorchEngine(recipe.manifest(), network).run(np.zeros((1, 1, 16, 16, 8), np.float32))
 
 
 def test_a_run_is_scored_on_the_images_own_grid(files: Files, case: Case, recipe: Recipe, tmp_path: Path) -> None:
