@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hilum_inference.engines import Batch, Engine, Output
+    from hilum_inference.engines import Batch, Engine, Output, Weighted
 
 
 class Turnstile:
@@ -58,13 +58,21 @@ class PriorityEngine:
         self._urgent = urgent
         self._claimed = False
 
-    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
+    def run(self, batch: Batch, output: Output = "logits") -> Batch:
         """(N, C, D, H, W) windows to (N, K or F, D, H, W) float32, in turn."""
+        with self._turn():
+            return self._engine.run(batch, output)
+
+    def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1) float32, in turn."""
+        with self._turn():
+            return self._engine.run_weighted(batch, output, out)
+
+    def _turn(self) -> AbstractContextManager[None]:
         if self._urgent and not self._claimed:
             self._claimed = True
             self._turnstile.claim()
-        with self._turnstile.turn(self._urgent):
-            return self._engine.run(batch, output, out)
+        return self._turnstile.turn(self._urgent)
 
     def finish(self) -> None:
         """The job runs no more windows."""
