@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from hilum_inference.engines import EngineSettings, open_engine
-from hilum_inference.manifest import Windows
+from hilum_inference.manifest import Crop, Geometry
 from hilum_inference.pipeline import Segmenter
 from hilum_inference.repository import CONFIG, Model, Repository
-from hilum_inference.windows import Layout, weight_map
-from hilum_search.data import Case, Files, class_table, normalise, read_pair, targets
+from hilum_inference.volume import Volume
+from hilum_search.data import Case, Files, class_table, read_pair, targets
+from hilum_search.network import Network
 from hilum_search.recipe import Recipe, Target
 from hilum_search.torch_engine import TorchEngine
 from hilum_search.trained import WEIGHTS, read_trained
@@ -36,35 +35,17 @@ def dice(answer: NDArray[np.integer], truth: NDArray[np.integer], labels: Sequen
     return scores
 
 
-def predict(network: nn.Module, image: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
-    """(C, D, H, W) after the intensity rule to blended logits (K, D, H, W), by the manifest's window rule."""
-    padded, inner = _pad(image, windows)
-    shape = (padded.shape[1], padded.shape[2], padded.shape[3])
-    weights = weight_map(windows.size, windows.weights)
-    total: NDArray[np.float32] | None = None
-    mass = np.zeros(shape, np.float32)
-    with torch.inference_mode():
-        for start in Layout(shape, windows.size, windows.overlap, windows.placement):
-            place = tuple(slice(a, a + n) for a, n in zip(start, windows.size, strict=True))
-            window = torch.from_numpy(np.ascontiguousarray(padded[:, *place]))[None]
-            logits = network(window)[0].numpy()
-            total = np.zeros((logits.shape[0], *shape), np.float32) if total is None else total
-            total[:, *place] += logits * weights
-            mass[place] += weights
-    if total is None:
-        raise ValueError("a layout holds at least one window")
-    return np.asarray((total / mass)[:, *inner])
-
-
-def validate(network: nn.Module, recipe: Recipe, slabs: Sequence[Case]) -> dict[str, float]:
-    """Dice of every label over all slabs together, keyed by the label's name."""
-    answers, truths = [], []
-    for slab in slabs:
-        logits = predict(network, normalise(slab.image, slab.normalisers), recipe.preprocessing.windows)
-        answers.append(logits.argmax(0).ravel())
-        truths.append(targets(slab.ids, recipe.labels).ravel())
-    ids = [label.id for label in recipe.labels]
-    scores = dice(np.concatenate(answers), np.concatenate(truths), ids)
+def validate(network: Network, recipe: Recipe, slabs: Sequence[Case]) -> dict[str, float]:
+    """Dice of every label over all slabs together, keyed by the label's name; by the pipeline that will serve it."""
+    spacing = recipe.preprocessing.geometry.spacing or (1.0, 1.0, 1.0)
+    # A slab lies on the model's grid already and is no whole body.
+    there = {"geometry": Geometry(orientation="native"), "crop": Crop()}
+    manifest = recipe.manifest().model_copy(update=there)
+    segmenter = Segmenter(Model(manifest, 0, Path(), Path(), ""), TorchEngine(manifest, network))
+    volumes = [Volume.from_array(slab.image, np.diag([*spacing, 1.0])) for slab in slabs]
+    answers = [segmenter.segment(volume).labels.ravel() for volume in volumes]
+    truths = [targets(slab.ids, recipe.labels).ravel() for slab in slabs]
+    scores = dice(np.concatenate(answers), np.concatenate(truths), [label.id for label in recipe.labels])
     return {label.name: scores[label.id] for label in recipe.labels}
 
 
@@ -115,13 +96,3 @@ def enhanced(slab: Case, recipe: Recipe, strength: float, seed: int = 0) -> Case
     noise = chance.normal(0, recipe.augmentation.noise / 2, slab.image.shape)
     image = np.asarray(slab.image + rise[slab.ids] + noise, dtype=np.float32)
     return dataclasses.replace(slab, name=f"{slab.name}+enhanced", image=image)
-
-
-def _pad(image: NDArray[np.float32], windows: Windows) -> tuple[NDArray[np.float32], tuple[slice, slice, slice]]:
-    missing = [max(n - have, 0) for n, have in zip(windows.size, image.shape[1:], strict=True)]
-    before = [m // 2 for m in missing]
-    sides = [(b, m - b) for b, m in zip(before, missing, strict=True)]
-    a, b, c = (slice(first, first + n) for first, n in zip(before, image.shape[1:], strict=True))
-    if windows.padding == "constant":
-        return np.pad(image, [(0, 0), *sides], constant_values=windows.padding_value), (a, b, c)
-    return np.pad(image, [(0, 0), *sides], mode=windows.padding), (a, b, c)

@@ -37,7 +37,7 @@ class Preprocessing(_Part):
     intensity: Intensity
     windows: Windows
     crop: Crop = Crop()
-    way_back: str = "labels"
+    way_back: Literal["labels", "logits"] = "labels"
 
 
 class Training(_Part):

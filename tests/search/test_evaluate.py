@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hilum_inference.errors import EngineError
-from hilum_inference.pipeline import Segmenter
-from hilum_inference.repository import Model
-from hilum_inference.volume import Volume
 from hilum_search import evaluate
 from hilum_search.architecture import C2FNAS
-from hilum_search.data import Case, Files, normalise
-from hilum_search.evaluate import dice, enhanced, open_trained, predict, score, validate
-from hilum_search.network import build
+from hilum_search.data import Case, Files
+from hilum_search.evaluate import dice, enhanced, open_trained, score, validate
+from hilum_search.network import Network, build
 from hilum_search.recipe import Recipe
 from hilum_search.record import Cases
 from hilum_search.torch_engine import TorchEngine
@@ -24,11 +21,17 @@ from hilum_search.train import train
 
 
 class Thresholds(nn.Module):
-    """Ball between 0.4 and 0.7 of the window, rod above."""
+    """Features: outside, ball between 0.4 and 0.7 of the window, rod above."""
 
     def forward(self, image: Tensor) -> Tensor:
         ball, rod = (image > 0.4) & (image <= 0.7), image > 0.7
         return torch.cat([~(ball | rod), ball, rod], 1).float()
+
+
+def thresholds() -> Network:
+    head = nn.Conv3d(3, 3, 1, bias=False)
+    nn.init.eye_(head.weight.data[:, :, 0, 0, 0])
+    return Network(Thresholds(), head)
 
 
 def test_dice_counts_voxels_and_is_nan_where_there_are_none() -> None:
@@ -38,14 +41,14 @@ def test_dice_counts_voxels_and_is_nan_where_there_are_none() -> None:
     assert np.isnan(scores[3])
 
 
-def test_the_windows_cover_every_voxel_once_in_the_sum(case: Case, recipe: Recipe) -> None:
-    image = normalise(case.image, case.normalisers)[..., :5]  # thinner than a window: padded and cut back
-    logits = predict(nn.Identity(), image, recipe.preprocessing.windows)
-    np.testing.assert_allclose(logits, image, atol=1e-6)
-
-
 def test_thresholds_find_the_phantom(case: Case, recipe: Recipe) -> None:
-    assert min(validate(Thresholds(), recipe, [case]).values()) > 0.95
+    assert min(validate(thresholds(), recipe, [case]).values()) > 0.95
+
+
+def test_slabs_are_scored_together(case: Case, recipe: Recipe) -> None:
+    empty, full = case.planes(0, 4), case.planes(8, 12)  # the ball begins at plane 6
+    together = validate(thresholds(), recipe, [empty, full])
+    assert together == pytest.approx(validate(thresholds(), recipe, [full]), abs=0.1)
 
 
 def test_an_enhanced_slab_is_brighter_where_the_recipe_says(case: Case, recipe: Recipe) -> None:
@@ -54,17 +57,21 @@ def test_an_enhanced_slab_is_brighter_where_the_recipe_says(case: Case, recipe: 
     assert abs(float(np.median(rise[0][case.ids == 3]))) < 3
 
 
-def test_the_torch_engine_serves_the_pipeline_as_predict_does(case: Case, recipe: Recipe, tmp_path: Path) -> None:
+def test_the_torch_engine_answers_as_the_network_does(recipe: Recipe) -> None:
     torch.manual_seed(0)
     network = build(C2FNAS(2, (0, 1, 0), ("2d", "p3d", "3d")), 1, 3).eval()
-    volume = Volume.from_array(case.image[0], np.diag([2.0, 2.0, 2.0, 1.0]))
-    model = Model(recipe.manifest(), 0, tmp_path, tmp_path, "")
-    engine = TorchEngine(model.manifest, network)
-    answer = Segmenter(model, engine).segment(volume).labels
-    logits = predict(network, normalise(case.image, case.normalisers), recipe.preprocessing.windows)
-    np.testing.assert_array_equal(answer, logits.argmax(0))
-    features = engine.run(np.zeros((1, 1, 16, 16, 8), np.float32), "features")
-    assert features.shape == (1, 2, 16, 16, 8)
+    engine = TorchEngine(recipe.manifest(), network)
+    batch = np.random.default_rng(0).normal(0, 1, (2, 1, 16, 16, 8)).astype(np.float32)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(batch)).numpy()
+        features = network.body(torch.from_numpy(batch)).numpy()
+    np.testing.assert_array_equal(engine.run(batch), logits)
+    np.testing.assert_array_equal(engine.run(batch, "features"), features)
+    weighted = engine.run_weighted(batch)
+    assert weighted.shape == (2, 16, 16, 8, 4)
+    np.testing.assert_allclose(weighted[..., :3] / weighted[..., 3:], np.moveaxis(logits, 1, -1), rtol=1e-4)
+    assert engine.ready()
+    engine.close()
 
 
 def test_an_answer_that_is_not_finite_is_an_error(recipe: Recipe) -> None:
