@@ -12,7 +12,7 @@ import typer
 from hilum_client import wire
 from hilum_client.client import Client
 from hilum_client.extras import load
-from hilum_client.gateway import started
+from hilum_client.gateway import Gateway, started
 from hilum_client.nifti import Image, read
 from hilum_client.options import Repository, application
 from hilum_client.sample import Sample, fetch_sample
@@ -20,6 +20,7 @@ from hilum_client.scores import REFERENCE_IDS, label_dice
 from hilum_client.stages import Stages
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from hilum_client.answers import Result
@@ -75,8 +76,7 @@ def demo(
         console.print(stage_table(stages, result))
         console.print(f"Mask:    {output / MASK}\nPicture: {output / PICTURE}", soft_wrap=True, markup=False)
         if not once:
-            console.print(f"\nThe gateway stays up at {gateway.url} until Ctrl-C.", markup=False)
-            stay(gateway.process)
+            stay(console, gateway)
 
 
 def run(url: str, sample: Sample, mask: Path, stages: Stages) -> Result:
@@ -160,10 +160,11 @@ def stage_table(stages: Stages, result: Result) -> Table:
     return table
 
 
-def stay(process: Any) -> None:
+def stay(console: Console, gateway: Gateway) -> None:
     """Until Ctrl-C, or until the gateway ends."""
     try:
-        process.wait()
+        console.print(f"\nThe gateway stays up at {gateway.url} until Ctrl-C.", markup=False)
+        gateway.process.wait()
     except KeyboardInterrupt:
         return
 
