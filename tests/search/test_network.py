@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hilum_search.architecture import C2FNAS, C2FNAS_PANC, OPERATORS, Operator
 from hilum_search.network import build, count, parameters
@@ -47,3 +48,12 @@ def test_a_2d_operator_does_not_mix_planes_but_the_stem_does() -> None:
         convolutions = torch.nn.Sequential(*[m for m in layers.modules() if isinstance(m, torch.nn.Conv3d)])
         difference = (convolutions(image) - convolutions(changed)).abs().amax((0, 1, 2, 3))
         assert bool(difference[4] > 0) is mixes, name
+
+
+@pytest.mark.parametrize(("inputs", "classes", "gmac"), [(1, 3, 150.023), (4, 4, 152.344)])
+def test_the_reconstruction_costs_what_the_paper_says(inputs: int, classes: int, gmac: float) -> None:
+    with torch.device("meta"):
+        network, image = build(C2FNAS_PANC, inputs, classes), torch.empty(1, inputs, 96, 96, 96)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, abs=5e-4)  # two operations to a multiply-add
