@@ -13,7 +13,8 @@ import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,26 @@ def _images(files: Iterable[Path]) -> list[_Image]:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
                 continue
-        try:
+        with _refusing(f"DICOM file {number} has a damaged header; export it again.", "bad_dicom"):
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             if "Rows" in head and head.get("Modality") not in _NO_IMAGES:
                 found.append(_image(path, head))
-        except _FAULTS as error:
-            raise UnreadableError(f"DICOM file {number} has a damaged header; export it again.") from error
     return found
+
+
+@contextmanager
+def _refusing(message: str, code: str) -> Iterator[None]:
+    """Turn what damaged data makes pydicom and its decoders raise into a refusal.
+
+    The cause is dropped: it quotes the bytes that it stumbled over, which may be the patient's name.
+    """
+    try:
+        yield
+    except BaseException as error:
+        module, name = type(error).__module__, type(error).__name__
+        if isinstance(error, _FAULTS) or module == "pydicom.errors" or name == "PanicException":  # of Rust decoders
+            raise UnreadableError(message, code=code) from None
+        raise
 
 
 def _image(path: Path, head: Any) -> _Image:
@@ -320,14 +334,12 @@ def _pixels(image: _Image, number: int) -> NDArray[Any]:
     """(rows, columns) stored values; what CT scanners pad with becomes the lowest value that was measured."""
     from pydicom.pixels import pixel_array
 
-    try:
+    damaged = (
+        f"The pixels of image {number} cannot be decoded (damaged, or compressed in a way that is not read); export "
+        "the series uncompressed."
+    )
+    with _refusing(damaged, "bad_pixels"):
         plane: NDArray[Any] = pixel_array(image.path, decoding_plugin="pylibjpeg" if image.compressed else "")
-    except _FAULTS as error:
-        raise UnreadableError(
-            f"The pixels of image {number} cannot be decoded (damaged, or compressed in a way that is not read); "
-            "export the series uncompressed.",
-            code="bad_pixels",
-        ) from error
     if plane.shape != image.size[::-1] or not np.can_cast(plane.dtype, image.dtype, "same_kind"):
         raise UnreadableError(
             f"The pixels of image {number} contradict its header; export it again.", code="bad_pixels"

@@ -266,7 +266,8 @@ def inflate_voxels(stream: BinaryIO, file_bytes: int, size: int, early: bytes = 
     early = early[:size]
     data[: len(early)] = np.frombuffer(early, np.uint8)
     done = len(early)
-    while done < size and (count := cast("Any", stream).readinto(data[done:].data)):
+    # A mebibyte at a time: it is still in the cache when its checksum is computed.
+    while done < size and (count := cast("Any", stream).readinto(data[done : done + (1 << 20)].data)):
         done += count
     while stream.read(1 << 20):  # whatever trails the voxels; the checksum stands behind it
         pass

@@ -1,0 +1,143 @@
+"""DICOM series from folders; the real series, where they are on this machine, against SimpleITK and their reference."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+from hilum_inference.dicom import read_series
+from hilum_inference.errors import GeometryError, InputError, LimitError, UnreadableError
+from hilum_inference.gate import Limits
+from hilum_inference.io import read_volume, write_labels
+
+OBLIQUE = [0.0, 0.8, 0.6, 0.0, -0.6, 0.8]  # along a row, along a column; the normal is x
+
+
+def _image(path: Path, k: int, **tags: Any) -> None:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
+    meta.MediaStorageSOPInstanceUID = f"1.2.{k + 1}"
+    ds = Dataset()
+    ds.file_meta, ds.SOPClassUID, ds.SOPInstanceUID = meta, MRImageStorage, f"1.2.{k + 1}"
+    ds.Modality, ds.SeriesInstanceUID, ds.PatientName = "MR", "1.2.3", "Canary^Yellow"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 4, 3, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    ds.ImageOrientationPatient, ds.PixelSpacing = OBLIQUE, [0.5, 0.7]
+    ds.ImagePositionPatient = [3.0 * k, 10, 20]
+    ds.PixelData = (np.arange(12, dtype="<u2") + 100 * k).tobytes()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    pydicom.dcmwrite(path, ds, enforce_file_format=True)
+
+
+def _folder(folder: Path, count: int = 4, **tags: Any) -> Path:
+    for k in range(count):
+        (folder / "deep").mkdir(exist_ok=True)
+        _image(folder / "deep" / f"im{count - k}", k, **tags)
+    return folder
+
+
+def test_voxels_lie_where_the_headers_say(tmp_path: Path) -> None:
+    volume = read_volume(_folder(tmp_path))
+    assert volume.grid.shape == (3, 4, 4) and volume.array.dtype == np.uint16
+    np.testing.assert_allclose(volume.grid.spacing, (0.7, 0.5, 3.0))
+    for i, j, k in ((0, 0, 0), (2, 3, 1), (1, 2, 3)):
+        lps = np.array([3.0 * k, 10, 20]) + 0.7 * i * np.array(OBLIQUE[:3]) + 0.5 * j * np.array(OBLIQUE[3:])
+        np.testing.assert_allclose((volume.grid.affine @ [i, j, k, 1])[:3], lps * [-1, -1, 1], atol=1e-9)
+        assert volume.array[0, i, j, k] == j * 3 + i + 100 * k
+
+
+def test_a_mask_of_a_series_lies_on_it(tmp_path: Path) -> None:
+    volume = read_volume(_folder(tmp_path))
+    write_labels(tmp_path / "m.nii.gz", np.ones((3, 4, 4), np.uint8), volume)
+    assert read_volume(tmp_path / "m.nii.gz").grid.close_to(volume.grid, 1e-4)
+
+
+def test_one_of_several_series_by_its_uid(tmp_path: Path) -> None:
+    for uid, count in (("1.5", 2), ("1.6", 3)):
+        (tmp_path / uid).mkdir()
+        _folder(tmp_path / uid, count, SeriesInstanceUID=uid)
+    with pytest.raises(UnreadableError) as refusal:
+        read_volume(tmp_path)
+    assert refusal.value.code == "several_series"
+    assert "1.5 (MR, 2 images)" in refusal.value.message and "1.6 (MR, 3 images)" in refusal.value.message
+    assert read_volume(tmp_path, series="1.6").grid.shape[2] == 3
+    with pytest.raises(UnreadableError) as refusal:
+        read_volume(tmp_path, series="1.7")
+    assert refusal.value.code == "unknown_series"
+
+
+def test_the_gap_is_named(tmp_path: Path) -> None:
+    _folder(tmp_path, 6)
+    (tmp_path / "deep" / "im3").unlink()  # k = 3, at 9 mm
+    with pytest.raises(GeometryError, match=r"Between 6\.00 and 12\.00 mm .* 1 image\(s\) are missing"):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize(("error", "accepted"), [(0.05, True), (0.09, True), (0.2, False)])
+def test_rounded_positions(error: float, accepted: bool, tmp_path: Path) -> None:
+    for k in range(6):
+        _image(tmp_path / f"{k}", k, ImagePositionPatient=[3.0 * k + (error if k == 3 else 0), 10, 20])
+    try:
+        assert read_volume(tmp_path).grid.spacing[2] == pytest.approx(3.0)
+        assert accepted
+    except GeometryError as refusal:
+        assert not accepted and refusal.code == "uneven_positions"
+
+
+def test_rescaling_that_differs_is_applied(tmp_path: Path) -> None:
+    for k, slope in enumerate((0.5, 0.25, 2.0)):
+        _image(tmp_path / f"{k}", k, RescaleSlope=slope, RescaleIntercept=-k)
+    volume = read_volume(tmp_path)
+    expected = np.stack([(np.arange(12) + 100 * k) * s - k for k, s in enumerate((0.5, 0.25, 2.0))], axis=1)
+    assert volume.array.dtype == np.float32 and volume.slope == 1.0
+    assert np.array_equal(volume.values().transpose(1, 0, 2).reshape(12, 3), expected)
+
+
+def test_mixed_signs_share_a_type(tmp_path: Path) -> None:
+    for k in range(2):
+        _image(tmp_path / f"{k}", k, PixelRepresentation=k, PixelData=np.full(12, 40000, "<u2").tobytes())
+    volume = read_volume(tmp_path)
+    assert volume.array.dtype == np.int32
+    assert (volume.array[0, 0, 0, 0], volume.array[0, 0, 0, 1]) == (40000, 40000 - 65536)
+
+
+def test_limits(tmp_path: Path) -> None:
+    _folder(tmp_path)
+    for limits, code in ((Limits(max_files=3), "too_many_files"), (Limits(max_voxels=47), "too_many_voxels")):
+        with pytest.raises(LimitError) as refusal:
+            read_series(tmp_path, limits=limits)
+        assert refusal.value.code == code
+
+
+def test_refusals_name_no_patient(tmp_path: Path) -> None:
+    _folder(tmp_path)
+    whole = (tmp_path / "deep" / "im1").read_bytes()
+    for cut in range(140, len(whole), 7):
+        (tmp_path / "deep" / "im1").write_bytes(whole[:cut])
+        try:
+            read_volume(tmp_path)
+        except InputError as error:
+            assert "Canary" not in f"{error.message}{error.__cause__}"
+
+
+SAMPLE = Path(os.environ.get("HILUM_TEST_SAMPLE", "/nonexistent"))
+
+
+@pytest.mark.sample
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="HILUM_TEST_SAMPLE names no folder with the real CT sample")
+def test_the_real_series_lies_on_its_reference_segmentation() -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    series, reference = read_volume(SAMPLE / "example_ct_dicom"), read_volume(SAMPLE / "example_seg_dicom.nii.gz")
+    flip = np.linalg.inv(reference.grid.affine) @ series.grid.affine
+    np.testing.assert_allclose(flip, [[1, 0, 0, 0], [0, -1, 0, 511], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-6)
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(SAMPLE / "example_ct_dicom"))
+    assert np.array_equal(series.values(), sitk.GetArrayFromImage(sitk.ReadImage(names)).T)
