@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 GUESSED_SECONDS = 10.0
 """Length of a job before the first has ended, for Retry-After."""
-POISON: Mapping[str, str] = {"code": "poison", "detail": BACK_END_TEXTS["poison"]}
+POISON: Mapping[str, Any] = {"status": 500, "code": "poison", "detail": BACK_END_TEXTS["poison"]}
 
 log = logging.getLogger("hilum.jobs")
 
@@ -336,7 +336,7 @@ class Jobs:
             case "cancelled":
                 await self._change(job, status="cancelled", ended=now)
             case "failed":
-                error = {"code": message["code"], "detail": message["detail"]}
+                error = {name: message[name] for name in ("status", "code", "detail")}
                 await self._change(job, status="failed", ended=now, error=error)
 
     def _let_go(self, job_id: str) -> None:
@@ -368,7 +368,8 @@ class Jobs:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: act(*args, **kwargs))
 
 
-_LOST: Mapping[str, str] = {
+_LOST: Mapping[str, Any] = {
+    "status": 409,
     "code": "volume_lost",
     "detail": "A volume of this job is no longer there; upload it again.",
 }

@@ -128,8 +128,8 @@ class WorkerLink:
         try:
             while line := await out.readline():
                 await self._hear(json.loads(line), heard)
-        finally:
             await asyncio.wait([logs], timeout=1.0)
+        finally:
             logs.cancel()
 
     async def _hear(self, message: Message, heard: Callable[[Message], Awaitable[None]]) -> None:

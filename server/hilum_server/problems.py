@@ -55,19 +55,6 @@ BACK_END_TEXTS = {
 }
 """What callers read where the true text belongs to a back-end: that goes to the log only."""
 
-STATUS_OF_CODE = {
-    "engine_failed": 502,
-    "out_of_memory": 503,
-    "poison": 500,
-    "internal": 500,
-    "cancelled": 409,
-    "unknown_model": 404,
-    "bad_model": 500,
-    "result_lost": 500,
-    "disk_full": 507,
-}
-"""Status for a failed job's code where it is not the class of the error that says so."""
-
 _STATUS_OF_ERROR: tuple[tuple[type[errors.HilumError], int], ...] = (
     (errors.LimitError, 413),
     (errors.InputError, 422),

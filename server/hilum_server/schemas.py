@@ -221,7 +221,7 @@ def public_job(job: Job, progress: Progress) -> dict[str, Any]:
         "started": _iso(job.started),
         "ended": _iso(job.ended),
         "attempts": job.attempts,
-        "error": job.error,
+        "error": {"code": job.error["code"], "detail": job.error["detail"]} if job.error else None,
         "result": job.result,
         "report": job.report,
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hilum_server.jobs import Jobs
 
 OPEN_FILES = 8192
+BACKLOG = 2048
 CLOSE_SECONDS = 5
 """What connections get to take their last answer once the jobs have ended."""
 
@@ -65,6 +66,7 @@ def listen(server: ServerSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((server.host.strip("[]"), server.port))
+        listener.listen(BACKLOG)  # from here on callers wait instead of being refused
     except OSError as error:
         listener.close()
         raise PortTakenError(

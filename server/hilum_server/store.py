@@ -72,7 +72,7 @@ class Job:
         key: the caller's Idempotency-Key, unique for one owner.
         digest: of the model's version at submission.
         created, started, ended: seconds since 1970.
-        error: ``{"code", "detail"}`` of a failed job.
+        error: ``{"status", "code", "detail"}`` of a failed job; ``status`` as HTTP would say it.
         result: ``{"sha256", "bytes"}`` of the mask.
     """
 
@@ -89,7 +89,7 @@ class Job:
     started: float | None = None
     ended: float | None = None
     attempts: int = 0
-    error: Mapping[str, str] | None = None
+    error: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
     report: Mapping[str, Any] | None = None
 
@@ -201,7 +201,7 @@ class Store:
         with self._begin() as connection:
             return bool(connection.execute(statement).rowcount == 1)
 
-    def recover(self, attempts: int, poison: Mapping[str, str]) -> tuple[Job, ...]:
+    def recover(self, attempts: int, poison: Mapping[str, Any]) -> tuple[Job, ...]:
         """Put running jobs back into the queue after a crash, or fail them after their last attempt; all unfinished."""
         for job in self.unfinished():
             if job.status == "running":
@@ -237,7 +237,7 @@ class Store:
             connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
 
 
-def requeued(job: Job, attempts: int, poison: Mapping[str, str]) -> Job:
+def requeued(job: Job, attempts: int, poison: Mapping[str, Any]) -> Job:
     """A running job after its worker ended: queued again, or failed where its attempts are used up."""
     if job.attempts >= attempts:
         return replace(job, status="failed", ended=time.time(), error=dict(poison))

@@ -114,7 +114,8 @@ class Worker:
 
     Says ``{"say": "ready", "model"}`` once the default model is compiled; for each job ``{"say": "progress", "job",
     "done", "total", "seconds"}``, then one of ``{"say": "done", "job", "result", "report"}``, ``{"say": "cancelled",
-    "job"}``, ``{"say": "failed", "job", "code", "detail"}``; for each question ``{"say": "answer", "ask", ...}``.
+    "job"}``, ``{"say": "failed", "job", "status", "code", "detail"}``; for each question ``{"say": "answer",
+    "ask", ...}``.
     """
 
     def __init__(self, config: WorkerConfig, repository: Repository, say: Say) -> None:
@@ -224,21 +225,19 @@ class Progress:
 
 
 def told(error: Exception) -> Message:
-    """``code`` and ``detail`` of a failure that the caller may read; the true text goes to the log."""
+    """``status``, ``code`` and ``detail`` of a failure that the caller may read; the true text goes to the log."""
     from hilum_server.problems import BACK_END_TEXTS, public_error
 
     log.warning("job or question failed", exc_info=error)
     if isinstance(error, MemoryError):
         error = OutOfMemoryError("out of memory")
     if isinstance(error, HilumError):
-        _, code, detail = public_error(error)
-        return {"code": code, "detail": detail}
+        status, code, detail = public_error(error)
+        return {"status": status, "code": code, "detail": detail}
     if isinstance(error, OSError):
-        return {
-            "code": "storage_failed",
-            "detail": "The server could not read or write its data folder; nothing was saved.",
-        }
-    return {"code": "internal", "detail": BACK_END_TEXTS["internal"]}
+        detail = "The server could not read or write its data folder; nothing was saved."
+        return {"status": 507, "code": "storage_failed", "detail": detail}
+    return {"status": 500, "code": "internal", "detail": BACK_END_TEXTS["internal"]}
 
 
 def describe(repository: Repository) -> Message:

@@ -33,8 +33,8 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A .nii of some 200 windows: seconds of work for the slow model."""
-    return save(tmp_path_factory.mktemp("volume") / "long.nii", make_array(1, (56, 56, 56)))
+    """A .nii of 125 windows: seconds of work for the slow model."""
+    return save(tmp_path_factory.mktemp("volume") / "long.nii", make_array(1, (48, 48, 48)))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def no_litter(server: Server) -> None:
     """Nothing half-written lies in the data folder."""
     assert not list((server.data / "volumes" / ".arriving").iterdir())
     assert not [path for path in server.data.rglob("*") if ".part" in path.name]
-    assert not [path for path in (server.data / "jobs").iterdir() if not (path / "report.json").exists()]
+    assert not [path for path in (server.data / "jobs").glob("*") if not (path / "report.json").exists()]
 
 
 @pytest.fixture

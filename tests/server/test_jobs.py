@@ -167,7 +167,7 @@ async def test_retry_and_delete(tmp_path: Path) -> None:
             await b.jobs.delete(job)
         with pytest.raises(ProblemError):
             await b.jobs.retry(job, ["/v.nii"])
-        await b.say("failed", job, code="engine_failed", detail="…")
+        await b.say("failed", job, status=502, code="engine_failed", detail="…")
         assert (await b.jobs.retry(job, ["/v.nii"])).status == "queued"
         assert b.link.running() == [job.id, job.id]
         await b.say("done", job, **DONE)

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from hilum_inference.engines import Batch, Output
+from hilum_inference.engines import Batch, Output, Weighted
 from hilum_server.lanes import PriorityEngine, Turnstile
 
 BATCH: Batch = np.zeros((1, 1, 1, 1, 1), np.float32)
@@ -22,13 +22,16 @@ class SlowEngine:
         self.seen: list[float] = []
         self.running = self.most = 0
 
-    def run(self, batch: Batch, output: Output = "logits", out: Batch | None = None) -> Batch:
+    def run(self, batch: Batch, output: Output = "logits") -> Batch:
         self.running += 1
         self.most = max(self.most, self.running)
         time.sleep(0.02)
         self.seen.append(float(batch.flat[0]))
         self.running -= 1
         return batch
+
+    def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
+        return self.run(batch)
 
     def ready(self) -> bool:
         return True
@@ -40,7 +43,7 @@ class SlowEngine:
 def run(engine: PriorityEngine, name: float, windows: int, pause: float = 0.0) -> threading.Thread:
     def work() -> None:
         for _ in range(windows):
-            engine.run(BATCH + np.float32(name))
+            engine.run_weighted(BATCH + np.float32(name))
             time.sleep(pause)
         engine.finish()
 

@@ -97,7 +97,9 @@ class Server:
     http: httpx.Client = field(default_factory=httpx.Client)
 
     def start(self, ready: bool = True) -> Server:
-        """Start it, and wait until it can work."""
+        """Start it, again where it was ended, and wait until it can work."""
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
         command = [sys.executable, "-m", "hilum_server", "--port", "0", "--data", str(self.data)]
         command += ["--repository", str(self.repository), *self.arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HILUM_THREADS": "1", **self.environment}

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from hilum_client.wire import CONTENT_SHA256, EVENTS, MASK_FORMATS, MaskFormat
 from hilum_server.gateway import Gateway, gateway_of, principal_of
 from hilum_server.link import WorkerGoneError
-from hilum_server.problems import STATUS_OF_CODE, ProblemError
+from hilum_server.problems import ProblemError
 from hilum_server.schemas import JobList, JobModel, public_job
 from hilum_server.store import Job
 
@@ -130,7 +130,7 @@ async def _in_format(gateway: Gateway, job: Job, wanted: MaskFormat) -> Path:
         text = "The inference worker is starting again; try again shortly."
         raise ProblemError(503, "not_ready", text, {"Retry-After": "1"}) from None
     if error := answer.get("error"):
-        raise ProblemError(STATUS_OF_CODE.get(error["code"], 500), error["code"], error["detail"])
+        raise ProblemError(error["status"], error["code"], error["detail"])
     return target
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from hilum_client.wire import IDEMPOTENCY_KEY
 from hilum_server.gateway import Gateway, gateway_of, principal_of
 from hilum_server.jobs import new_id
-from hilum_server.problems import STATUS_OF_CODE, ProblemError
+from hilum_server.problems import ProblemError
 from hilum_server.schemas import JobModel, SegmentRequest, public_job
 from hilum_server.store import Job, Priority
 
@@ -34,8 +34,7 @@ async def segment(request: Request, response: Response, order: SegmentRequest, k
     job = await submit(request, order, key, "interactive")
     job = await gateway.jobs.wait(job, gateway.settings.server.wait_seconds)
     if job.status == "failed" and job.error is not None:
-        code = job.error["code"]
-        raise ProblemError(STATUS_OF_CODE.get(code, 422), code, job.error["detail"], extra={"job": job.id})
+        raise ProblemError(job.error["status"], job.error["code"], job.error["detail"], extra={"job": job.id})
     response.status_code = 200 if job.finished else 202
     return public_job(job, gateway.jobs.progress(job))
 

@@ -1,0 +1,255 @@
+"""Uploads that are wrong, too large, too slow or broken off: one sentence, and nothing left behind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hilum_serving import Server, wait_for
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Server]:
+    """A gateway with small limits."""
+    limits = {"HILUM_MAX_UPLOAD_GIB": "0.001", "HILUM_HEADER_SECONDS": "1", "HILUM_MAX_VOXELS": "100000"}
+    running = Server(tmp_path_factory.mktemp("strict") / "data", repository, limits).start()
+    yield running
+    running.close()
+
+
+def nothing_left(server: Server) -> None:
+    """No volume, no part of one."""
+    assert [path.name for path in (server.data / "volumes").iterdir()] == [".arriving"]
+    assert not list((server.data / "volumes" / ".arriving").iterdir())
+
+
+def refused(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    """The problem a refused upload was answered with."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert code is None or body["code"] == code
+    assert body["detail"]
+    return body
+
+
+def nifti(volume: Path, at: int, kind: str, value: float) -> bytes:
+    """The small volume with one field of its header changed."""
+    data = bytearray(volume.read_bytes())
+    struct.pack_into(kind, data, at, value)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "value"),
+    [
+        (42, "<h", -5),  # a negative size
+        (42, "<h", 30000),  # more voxels than bytes
+        (70, "<h", 2048),  # complex128
+        (80, "<f", float("nan")),  # spacing
+        (108, "<f", 1e9),  # offset of the voxels
+        (280, "<f", float("inf")),  # affine
+    ],
+)
+def test_hostile_headers(strict: Server, volume: Path, at: int, kind: str, value: float) -> None:
+    started = time.monotonic()
+    body = refused(strict.http.put("/api/volumes", content=nifti(volume, at, kind, value)), 422)
+    assert time.monotonic() - started < 2
+    assert str(strict.data) not in json.dumps(body)
+    nothing_left(strict)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x",
+        b"\x00" * 1000,
+        b"PK\x03\x04" + b"\x00" * 100,
+        b"NRRD0004\ndata file: ../secret\n\n",
+        b"%PDF-1.4" * 100,
+    ],
+)
+def test_what_is_no_volume(strict: Server, content: bytes) -> None:
+    refused(strict.http.put("/api/volumes", content=content), 422)
+    nothing_left(strict)
+
+
+def test_damaged_and_truncated_files(strict: Server, volume: Path) -> None:
+    data = volume.read_bytes()
+    packed = bytearray(gzip.compress(data))
+    packed[-6] ^= 0xFF  # the checksum
+    for content in (data[: len(data) // 2], bytes(packed), bytes(packed[:-200])):
+        refused(strict.http.put("/api/volumes", content=content), 422)
+    nothing_left(strict)
+
+
+def test_a_gzip_bomb_is_cut_off(strict: Server, volume: Path) -> None:
+    bomb = gzip.compress(volume.read_bytes()[:352] + bytes(200_000_000))
+    answer = strict.http.put("/api/volumes", content=bomb)
+    assert answer.status_code in (413, 422)
+    nothing_left(strict)
+
+
+def test_an_honest_length_over_the_limit_is_refused_before_the_body(strict: Server) -> None:
+    head = b"PUT /api/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000000000\r\n\r\n"
+    assert b" 413 " in exchange(strict, head).split(b"\r\n")[0]
+    nothing_left(strict)
+
+
+def test_chunked_bodies_are_counted(strict: Server) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(100):
+            yield b"\x00" * 65536
+
+    answer = strict.http.put("/api/volumes", content=endless())
+    assert answer.status_code in (413, 422)
+    nothing_left(strict)
+
+
+def test_a_large_volume_that_passes_the_header_is_cut_off_at_the_limit(strict: Server, volume: Path) -> None:
+    data = bytearray(volume.read_bytes())
+    struct.pack_into("<hhh", data, 42, 80, 80, 15)
+
+    def body() -> Iterator[bytes]:
+        yield bytes(data[:352])
+        for _ in range(100):
+            yield b"\x00" * 65536
+
+    answer = strict.http.put("/api/volumes", content=body())
+    assert answer.status_code in (413, 422)
+    nothing_left(strict)
+
+
+def test_encoded_bodies_are_not_accepted(strict: Server, volume: Path) -> None:
+    answer = strict.http.put(
+        "/api/volumes", content=gzip.compress(volume.read_bytes()), headers={"Content-Encoding": "gzip"}
+    )
+    refused(answer, 415, "encoded_body")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", b"x"),
+        ("multipart/form-data; boundary=b", b"--b\r\nbroken"),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="other"\r\n\r\nx\r\n--b--\r\n',
+        ),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: " + b"x" * 20000 + b"\r\n\r\n"),
+        ("multipart/form-data; boundary=b", b"no boundary at all"),
+    ],
+)
+def test_broken_forms(strict: Server, content_type: str, body: bytes) -> None:
+    answer = strict.http.put("/api/volumes", content=body, headers={"Content-Type": content_type})
+    refused(answer, 400, "bad_form")
+    nothing_left(strict)
+
+
+def test_an_upload_broken_off_leaves_nothing(strict: Server, volume: Path) -> None:
+    head = b"PUT /api/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n"
+    for _ in range(5):
+        with socket.create_connection(address(strict)) as connection:
+            connection.sendall(head + volume.read_bytes()[:5000])
+            time.sleep(0.05)
+    wait_for(lambda: not list((strict.data / "volumes" / ".arriving").iterdir()), 5)
+    nothing_left(strict)
+
+
+def test_a_full_disk_is_told(serve: Serve, repository: Path, volume: Path) -> None:
+    server = serve(repository, HILUM_RESERVE_MIB=str(1 << 40)).start()
+    refused(server.http.put("/api/volumes", content=volume.read_bytes()), 507, "disk_full")
+    nothing_left(server)
+
+
+def test_volumes_and_jobs_go_when_their_time_is_over(serve: Serve, repository: Path, volume: Path) -> None:
+    server = serve(repository, HILUM_KEEP_HOURS="0.0005").start()
+    volume_id = server.put(volume)
+    job = server.finished(server.submit(volume_id)["id"])
+    wait_for(lambda: server.http.get(f"/api/volumes/{volume_id}").status_code == 404, 20)
+    wait_for(lambda: server.http.get(f"/api/jobs/{job['id']}").status_code == 404, 20)
+    assert not list((server.data / "jobs").iterdir())
+
+
+# Below the level of a request
+
+
+def test_a_slow_head_is_closed(strict: Server) -> None:
+    with socket.create_connection(address(strict)) as connection:
+        connection.settimeout(10)
+        started = time.monotonic()
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-")
+        answer = read_all(connection)
+    assert 0.8 < time.monotonic() - started < 5
+    assert b" 408 " in answer and b"head_too_slow" in answer
+
+
+def test_drips_do_not_buy_time(strict: Server) -> None:
+    with socket.create_connection(address(strict)) as connection:
+        started = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - started < 10:
+                connection.sendall(b"\r\n")
+                time.sleep(0.1)
+        assert time.monotonic() - started < 5
+
+
+def test_half_open_connections_lock_nobody_out(strict: Server) -> None:
+    connections = [socket.create_connection(address(strict)) for _ in range(300)]
+    for connection in connections:
+        connection.sendall(b"GET / HT")
+    waits = [strict.http.get("/healthz").elapsed.total_seconds() for _ in range(20)]
+    for connection in connections:
+        connection.close()
+    assert max(waits) < 1.0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"PUT /api/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+        b"PUT /api/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"PUT /api/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+def test_invalid_http_is_told_as_problem_json(strict: Server, head: bytes) -> None:
+    answer = exchange(strict, head)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"application/problem+json" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+
+
+def address(server: Server) -> tuple[str, int]:
+    """Host and port."""
+    url = httpx.URL(server.url)
+    return url.host, int(url.port or 0)
+
+
+def exchange(server: Server, data: bytes) -> bytes:
+    """Send bytes, read the answer."""
+    with socket.create_connection(address(server)) as connection:
+        connection.settimeout(5)
+        connection.sendall(data)
+        answer = connection.recv(65536)
+        while b"}" not in answer:
+            answer += connection.recv(65536)
+        return answer
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything until the other end closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
