@@ -43,11 +43,25 @@ def refused(answer: httpx.Response, status: int, code: str | None = None) -> dic
     return body
 
 
-def nifti(volume: Path, at: int, kind: str, value: float) -> bytes:
-    """The small volume with one field of its header changed."""
-    data = bytearray(volume.read_bytes())
-    struct.pack_into(kind, data, at, value)
-    return bytes(data)
+def nifti1(shape: tuple[int, int, int] = (10, 9, 8)) -> bytearray:
+    """A sound NIfTI-1 file of int16 noughts, 1 mm, RAS."""
+    data = bytearray(352)
+    struct.pack_into("<i", data, 0, 348)
+    struct.pack_into("<8h", data, 40, 3, *shape, 1, 1, 1, 1)
+    struct.pack_into("<2h", data, 70, 4, 16)
+    struct.pack_into("<4f", data, 76, 1, 1, 1, 1)
+    struct.pack_into("<f", data, 108, 352)
+    struct.pack_into("<h", data, 254, 1)
+    for row in range(3):
+        struct.pack_into("<f", data, 280 + 20 * row, 1)
+    data[344:348] = b"n+1\0"
+    return data + bytes(2 * shape[0] * shape[1] * shape[2])
+
+
+def test_the_sound_file_is_taken(strict: Server) -> None:
+    answer = strict.http.put("/api/volumes", content=bytes(nifti1()))
+    assert answer.status_code == 201, answer.text
+    assert strict.http.delete(f"/api/volumes/{answer.json()['id']}").status_code == 204
 
 
 @pytest.mark.parametrize(
@@ -58,12 +72,15 @@ def nifti(volume: Path, at: int, kind: str, value: float) -> bytes:
         (70, "<h", 2048),  # complex128
         (80, "<f", float("nan")),  # spacing
         (108, "<f", 1e9),  # offset of the voxels
+        (280, "<f", 0),  # a singular affine
         (280, "<f", float("inf")),  # affine
     ],
 )
-def test_hostile_headers(strict: Server, volume: Path, at: int, kind: str, value: float) -> None:
+def test_hostile_headers(strict: Server, at: int, kind: str, value: float) -> None:
+    data = nifti1()
+    struct.pack_into(kind, data, at, value)
     started = time.monotonic()
-    body = refused(strict.http.put("/api/volumes", content=nifti(volume, at, kind, value)), 422)
+    body = refused(strict.http.put("/api/volumes", content=bytes(data)), 422)
     assert time.monotonic() - started < 2
     assert str(strict.data) not in json.dumps(body)
     nothing_left(strict)
@@ -85,17 +102,17 @@ def test_what_is_no_volume(strict: Server, content: bytes) -> None:
     nothing_left(strict)
 
 
-def test_damaged_and_truncated_files(strict: Server, volume: Path) -> None:
-    data = volume.read_bytes()
+def test_damaged_and_truncated_files(strict: Server) -> None:
+    data = bytes(nifti1())
     packed = bytearray(gzip.compress(data))
     packed[-6] ^= 0xFF  # the checksum
-    for content in (data[: len(data) // 2], bytes(packed), bytes(packed[:-200])):
+    for content in (data[: len(data) // 2], bytes(packed), bytes(packed[:-20])):
         refused(strict.http.put("/api/volumes", content=content), 422)
     nothing_left(strict)
 
 
-def test_a_gzip_bomb_is_cut_off(strict: Server, volume: Path) -> None:
-    bomb = gzip.compress(volume.read_bytes()[:352] + bytes(200_000_000))
+def test_a_gzip_bomb_is_cut_off(strict: Server) -> None:
+    bomb = gzip.compress(nifti1() + bytes(200_000_000))
     answer = strict.http.put("/api/volumes", content=bomb)
     assert answer.status_code in (413, 422)
     nothing_left(strict)
@@ -117,12 +134,9 @@ def test_chunked_bodies_are_counted(strict: Server) -> None:
     nothing_left(strict)
 
 
-def test_a_large_volume_that_passes_the_header_is_cut_off_at_the_limit(strict: Server, volume: Path) -> None:
-    data = bytearray(volume.read_bytes())
-    struct.pack_into("<hhh", data, 42, 80, 80, 15)
-
+def test_what_follows_the_voxels_is_not_taken_for_ever(strict: Server) -> None:
     def body() -> Iterator[bytes]:
-        yield bytes(data[:352])
+        yield bytes(nifti1())
         for _ in range(100):
             yield b"\x00" * 65536
 
@@ -132,9 +146,8 @@ def test_a_large_volume_that_passes_the_header_is_cut_off_at_the_limit(strict: S
 
 
 def test_encoded_bodies_are_not_accepted(strict: Server, volume: Path) -> None:
-    answer = strict.http.put(
-        "/api/volumes", content=gzip.compress(volume.read_bytes()), headers={"Content-Encoding": "gzip"}
-    )
+    packed = gzip.compress(volume.read_bytes())
+    answer = strict.http.put("/api/volumes", content=packed, headers={"Content-Encoding": "gzip"})
     refused(answer, 415, "encoded_body")
 
 
