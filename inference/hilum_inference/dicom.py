@@ -135,7 +135,9 @@ def _images(files: Iterable[Path]) -> list[_Image]:
     try:
         import pydicom
     except ImportError as error:
-        raise UnreadableError("DICOM is read with the extra: pip install 'hilum[dicom]'.", code="no_dicom") from error
+        raise UnreadableError(
+            "DICOM is read with the extra: pip install 'hilum[dicom]'.", code="dicom_not_installed"
+        ) from error
     found = []
     for number, path in enumerate(files, start=1):
         with path.open("rb") as file:

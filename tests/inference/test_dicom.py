@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
+from hilum_client.errors import SampleError
+from hilum_client.sample import fetch_sample
 from hilum_inference.dicom import read_series
 from hilum_inference.errors import GeometryError, InputError, LimitError, UnreadableError
 from hilum_inference.gate import Limits
@@ -128,16 +130,14 @@ def test_refusals_name_no_patient(tmp_path: Path) -> None:
             assert "Canary" not in f"{error.message}{error.__cause__}"
 
 
-SAMPLE = Path(os.environ.get("HILUM_TEST_SAMPLE", "/nonexistent"))
-
-
 @pytest.mark.sample
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="HILUM_TEST_SAMPLE names no folder with the real CT sample")
 def test_the_real_series_lies_on_its_reference_segmentation() -> None:
-    import SimpleITK as sitk  # noqa: N813
-
-    series, reference = read_volume(SAMPLE / "example_ct_dicom"), read_volume(SAMPLE / "example_seg_dicom.nii.gz")
+    try:
+        sample = fetch_sample(Path(__file__).parents[2] / ".samples")
+    except SampleError as error:
+        pytest.skip(f"the real CT sample is not there: {error.message}")
+    series, reference = read_volume(sample.series), read_volume(sample.series_labels)
     flip = np.linalg.inv(reference.grid.affine) @ series.grid.affine
     np.testing.assert_allclose(flip, [[1, 0, 0, 0], [0, -1, 0, 511], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-6)
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(SAMPLE / "example_ct_dicom"))
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(sample.series))
     assert np.array_equal(series.values(), sitk.GetArrayFromImage(sitk.ReadImage(names)).T)
