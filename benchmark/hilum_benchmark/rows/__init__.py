@@ -1,0 +1,10 @@
+"""The rows of each benchmark, in the order of their table."""
+
+from __future__ import annotations
+
+from hilum_benchmark.row import Row
+from hilum_benchmark.rows import blending, io, startup, whole, window
+
+VOLUME_ROWS: dict[str, Row] = {
+    row.name: row for row in (window.ROW, blending.ROW, blending.LENGTH, blending.HUGE, io.ROW, whole.ROW, startup.ROW)
+}
