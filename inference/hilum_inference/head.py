@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hilum_inference.errors import EngineError
 from hilum_inference.manifest import Manifest
 
-CHUNK = 4096
+CHUNK = 2048
 """Voxels decided at a time, so that their logits stay in the cache."""
 
 Labels = NDArray[np.unsignedinteger[Any]]  # uint8, or uint16 where an id is above 255
