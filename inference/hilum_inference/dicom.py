@@ -342,7 +342,7 @@ def _pixels(image: _Image, number: int) -> NDArray[Any]:
     )
     with _refusing(damaged, "bad_pixels"):
         plane: NDArray[Any] = pixel_array(image.path, decoding_plugin="pylibjpeg" if image.compressed else "")
-    if plane.shape != image.size[::-1] or not np.can_cast(plane.dtype, image.dtype, "same_kind"):
+    if plane.shape != image.size[::-1] or not np.can_cast(plane.dtype, image.dtype, "safe"):
         raise UnreadableError(
             f"The pixels of image {number} contradict its header; export it again.", code="bad_pixels"
         )

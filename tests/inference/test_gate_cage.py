@@ -125,6 +125,8 @@ def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
         (lambda: _shout(b"not JSON"), "decode_crashed"),
         (lambda: _shout(b"x" * (1 << 20)), "decode_crashed"),
         (lambda: struct.unpack("<i", b""), "decode_crashed"),
+        (lambda: _leave_a_grandchild(), "decode_timeout"),
+        (lambda: (os.closerange(3, 256), time.sleep(60)), "decode_crashed"),
     ],
 )
 def test_what_a_taken_over_child_may_do(fault: Any, code: str, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_what_a_taken_over_child_may_do(fault: Any, code: str, tmp_path: Path) -
             os._exit(0)
     os.close(requests[0])
     os.close(answers[1])
-    limits = '{"decode_seconds": 10}'
+    limits = '{"decode_seconds": 2}'
     os.write(
         requests[1], f'{{"id": 1, "path": "x", "kind": "nifti", "folder": "{tmp_path}", "limits": {limits}}}\n'.encode()
     )
@@ -154,6 +156,13 @@ def test_what_a_taken_over_child_may_do(fault: Any, code: str, tmp_path: Path) -
     os.close(answers[0])
     assert f'"code": "{code}"'.encode() in answer
     assert list(tmp_path.iterdir()) == []
+
+
+def _leave_a_grandchild() -> None:
+    """A process of its own that keeps the pipe open when the child is gone."""
+    if os.fork() == 0:
+        time.sleep(4)
+    os._exit(0)
 
 
 def _shout(data: bytes) -> None:

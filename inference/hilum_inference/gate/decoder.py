@@ -79,17 +79,17 @@ class Server:
 
     def _step(self) -> bool:
         now = time.monotonic()
-        soonest = min((child.deadline for child in self._children.values() if not child.timed_out), default=None)
+        soonest = min((child.deadline for child in self._children.values()), default=None)
         for key, _ in self._selector.select(None if soonest is None else max(0.0, soonest - now)):
             if key.fd == 0:
                 if not self._read_jobs():
                     return False
             else:
                 self._read_answer(self._children[key.fd])
-        for child in self._children.values():
-            if not child.timed_out and time.monotonic() >= child.deadline:
+        for child in list(self._children.values()):
+            if time.monotonic() >= child.deadline:
                 child.timed_out = True
-                os.kill(child.pid, signal.SIGKILL)  # its pipe closes, which ends it below
+                self._end(child)
         while self._jobs and len(self._children) < AT_ONCE:
             self._fork(self._jobs.popleft())
         return True
@@ -103,10 +103,12 @@ class Server:
     def _read_answer(self, child: _Child) -> None:
         data = os.read(child.pipe, 1 << 16)
         child.answer += data
-        if len(child.answer) > _LONGEST_ANSWER:
-            os.kill(child.pid, signal.SIGKILL)
-        elif data:
-            return
+        if not data or len(child.answer) > _LONGEST_ANSWER:
+            self._end(child)
+
+    def _end(self, child: _Child) -> None:
+        """Answer for a child that has ended, or that ends now: without its pipe it has nothing more to say."""
+        os.kill(child.pid, signal.SIGKILL)  # changes nothing for one that is ending by itself
         self._selector.unregister(child.pipe)
         os.close(child.pipe)
         del self._children[child.pipe]
@@ -149,7 +151,7 @@ class Server:
         """Decode and answer; never returns to the server's code."""
         code = 1
         try:
-            self._confine(limits)
+            self._confine(limits, pipe)
             data = memoryview(json.dumps(decode(job["kind"], Path(job["path"]), workspace, limits)).encode())
             while data:
                 data = data[os.write(pipe, data) :]
@@ -157,8 +159,13 @@ class Server:
         finally:
             os._exit(code)
 
-    def _confine(self, limits: Limits) -> None:
-        """Bounds that hold until the child ends, whatever it runs."""
+    def _confine(self, limits: Limits, pipe: int) -> None:
+        """Bounds that hold until the child ends, whatever it runs; of the server's files it keeps only its pipe."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        os.closerange(3, pipe)
+        os.closerange(pipe + 1, 256)
         seconds = int(limits.decode_seconds) + 1
         for kind, bound in (
             (resource.RLIMIT_AS, limits.decode_bytes),
