@@ -130,6 +130,16 @@ def test_refusals_name_no_patient(tmp_path: Path) -> None:
             assert "Canary" not in f"{error.message}{error.__cause__}"
 
 
+@pytest.mark.parametrize("name", ["jpeg_ls_lossless", "jp2klossless", "RLE", "implicit", "bigendian"])
+def test_transfer_syntaxes(name: str) -> None:
+    """The same MR image, packed in many ways, ships with pydicom."""
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    packed, plain = read_volume(folder / f"MR_small_{name}.dcm"), read_volume(folder / "MR_small.dcm")
+    assert np.array_equal(packed.array, plain.array) and packed.grid.close_to(plain.grid)
+    expected = np.frombuffer(pydicom.dcmread(folder / "MR_small.dcm").PixelData, "<i2").reshape(64, 64)
+    assert np.array_equal(plain.array[0, :, :, 0], expected.T)
+
+
 @pytest.mark.sample
 def test_the_real_series_lies_on_its_reference_segmentation() -> None:
     try:
