@@ -11,7 +11,7 @@ import typer
 
 from hilum_client import wire
 from hilum_client.client import Client
-from hilum_client.extras import load
+from hilum_client.extras import load, require
 from hilum_client.gateway import Gateway, started
 from hilum_client.nifti import Image, read
 from hilum_client.options import Repository, application
@@ -57,6 +57,7 @@ def demo(
     """Fetch a real CT series, segment it through a gateway, show the result, and stay up until Ctrl-C."""
     from rich.console import Console
 
+    require(("serve", "dicom", "inference"), "hilum demo")
     console = Console(highlight=False)
     signal.signal(signal.SIGTERM, _leave)
     with console.status("The sample: 20 slices of a real CT, fetched once..."):

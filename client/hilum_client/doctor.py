@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,20 +18,11 @@ import typer
 
 from hilum_client.backend import DATA_FOLDER, Where, repositories
 from hilum_client.errors import ClientError, told
-from hilum_client.extras import load
+from hilum_client.extras import EXTRAS, load, missing_modules
 from hilum_client.options import AsJson, Key, Repository, Server, application
 
 app = application()
 
-EXTRAS: Final[dict[str, tuple[str, ...]]] = {
-    "inference": ("openvino", "pydantic", "PIL", "psutil"),
-    "dicom": ("pydicom", "openjpeg", "libjpeg"),
-    "serve": ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client"),
-    "search": ("torch", "monai", "nibabel"),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "benchmark": ("SimpleITK", "matplotlib"),
-}
-"""Modules by which an extra is known to be installed."""
 WANTED: Final = ("inference", "dicom", "serve")
 """Extras without which a warning is due: they make this machine a gateway."""
 
@@ -105,11 +95,6 @@ def extras() -> Iterator[Check]:
         if missing[name]:
             lacks = ", ".join(missing[name])
             yield Check(f"extra [{name}]", "warn", f"not installed (no {lacks})", f"pip install 'hilum[{name}]'")
-
-
-def missing_modules(extra: str) -> list[str]:
-    """What an extra lacks; modules are looked for, not imported."""
-    return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
 def cpu(flags: set[str] | None = None) -> Check:

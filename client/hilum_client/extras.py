@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from hilum_client.errors import MissingExtra
+
+EXTRAS: Final[dict[str, tuple[str, ...]]] = {
+    "inference": ("openvino", "pydantic", "PIL", "psutil"),
+    "dicom": ("pydicom", "openjpeg", "libjpeg"),
+    "serve": ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client"),
+    "search": ("torch", "monai", "nibabel"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "benchmark": ("SimpleITK", "matplotlib"),
+}
+"""Modules by which an extra is known to be installed."""
 
 
 def load(target: str, extra: str | None, user: str) -> Any:
@@ -31,3 +42,24 @@ def missing(user: str, extra: str | None, error: ModuleNotFoundError) -> Missing
     install = f"pip install 'hilum[{extra}]'" if extra else "pip install --force-reinstall hilum"
     needs = f"the extra [{extra}]" if extra else "a module that is gone"
     return MissingExtra(f"{user} needs {needs}: {install} ({error.name} is not installed).")
+
+
+def missing_modules(extra: str) -> list[str]:
+    """What an extra lacks; modules are looked for, not imported."""
+    from importlib.util import find_spec
+
+    return [module for module in EXTRAS[extra] if find_spec(module) is None]
+
+
+def require(extras: Sequence[str], user: str) -> None:
+    """Check that extras are installed, before anything is begun that needs them.
+
+    Raises:
+        MissingExtra: one is not; the sentence names all that are missing.
+    """
+    lacking = {extra: missing_modules(extra) for extra in extras}
+    names = ",".join(extra for extra, modules in lacking.items() if modules)
+    if names:
+        first = next(modules[0] for modules in lacking.values() if modules)
+        install = f"pip install 'hilum[{names}]'"
+        raise MissingExtra(f"{user} needs the extra [{names}]: {install} ({first} is not installed).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +16,8 @@ from hilum_client.options import AsJson, Key, Repository, Server, application
 
 if TYPE_CHECKING:
     from hilum_client.answers import ModelInfo
+
+SHOWN_LABELS: Final = 8
 
 app = application("List models, or roll one back to its earlier version.", invoke_without_command=True)
 
@@ -35,12 +37,11 @@ def list_models(
     if as_json:
         typer.echo(json.dumps([without_manifest(model) for model in models], indent=2))
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("name", "version", "labels", "spacing, mm", "window", "digest"):
         table.add_column(title, no_wrap=title != "labels", overflow="fold")
     for model in models:
@@ -96,4 +97,6 @@ def cells(model: ModelInfo) -> tuple[str, ...]:
     """A row of the table."""
     spacing = "the image's" if model.spacing is None else " x ".join(f"{value:g}" for value in model.spacing)
     window = "" if model.window is None else " x ".join(map(str, model.window))
-    return model.name, model.version, ", ".join(model.labels), spacing, window, model.digest[:12]
+    names, more = list(model.labels)[:SHOWN_LABELS], len(model.labels) - SHOWN_LABELS
+    labels = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return model.name, model.version, labels, spacing, window, model.digest[:8]

@@ -9,7 +9,6 @@ import pytest
 from hilum_client import cli
 from hilum_client.cli import VERBS, Verb, main
 from hilum_client.errors import InputError
-from hilum_client.extras import load
 
 LATE = ("numpy", "httpx", "typer", "rich", "torch", "fastapi", "openvino", "pydantic")
 
@@ -155,7 +154,3 @@ sys.exit(main(["segment", "pyproject.toml", "-o", "nowhere.nii.gz"]))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "hilum segment without --server needs the extra [inference]: pip install 'hilum[inference]'" in done.stderr
-
-
-def test_load_resolves() -> None:
-    assert load("hilum_client.wire:API", None, "test") == "/api"

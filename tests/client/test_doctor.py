@@ -35,7 +35,7 @@ def test_what_a_machine_without_models_and_server_shows(tmp_path: Path, monkeypa
 
 def test_missing_extras_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor, "find_spec", lambda name: None if name in ("openvino", "torch", "openjpeg") else object()
+        "importlib.util.find_spec", lambda name: None if name in ("openvino", "torch", "openjpeg") else object()
     )
     installed, *rest = extras()
     assert installed.found == "client, serve, export, benchmark"

@@ -39,7 +39,7 @@ def _with(transport: httpx.MockTransport) -> object:
 def test_the_table_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--server", "http://x"]) == 0
     shown = capsys.readouterr().out
-    for text in ("demo", "liver", "3 x 3 x 2.5", "96 x 96 x 16", "0123456789ab", "spacing, mm"):
+    for text in ("demo", "liver", "3 x 3 x 2.5", "96 x 96 x 16", "01234567", "spacing, mm"):
         assert text in shown
     assert main(["models", "--server", "http://x", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)
@@ -68,3 +68,5 @@ def test_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_cells_of_a_model_on_the_images_grid() -> None:
     assert cells(ModelInfo("a", "1"))[3:] == ("the image's", "", "")
+    many = ModelInfo("a", "1", labels={f"l{n}": n for n in range(1, 12)})
+    assert cells(many)[2] == "l1, l2, l3, l4, l5, l6, l7, l8 and 3 more"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from hilum_testing import manifest, phantom, publish_tiny
 from hilum_client.cli import main
 from hilum_client.client import AsyncClient, Client
 from hilum_client.errors import RequestRefused
-from hilum_client.gateway import started
+from hilum_client.gateway import free_port, started
 from hilum_client.nifti import encode, read
+from hilum_client.steps import Retry
 
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
 SHAPE = (20, 24, 30)
@@ -133,3 +136,27 @@ def test_models_and_doctor_on_the_server(url: str, models: Path, capsys: pytest.
     lines = {line["name"]: line for line in json.loads(capsys.readouterr().out)}
     assert lines["engine"]["status"] == "ok" and "16 x 16 x 16" in lines["engine"]["found"]
     assert lines["server"]["found"] == f"{url} has tiny 1"
+
+
+def test_a_killed_gateway_is_waited_for(models: Path, tmp_path: Path) -> None:
+    """Killed in mid-volume and started again, it goes on with the job, and so does whoever waits for it."""
+    port, data, image = free_port(0), tmp_path / "data", phantom((120, 120, 120))
+    seen: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(1) as pool, Client(f"http://127.0.0.1:{port}", retry=Retry(attempts=10)) as client:
+        with started(port, data, [models]) as gateway:
+            gateway.wait_until_ready()
+            waiting = pool.submit(client.segment, image, progress=lambda done, total: seen.append((done, total)))
+            end = time.monotonic() + 30
+            while not seen and time.monotonic() < end:
+                time.sleep(0.005)
+            gateway.process.kill()
+            gateway.process.wait()
+            assert seen and not waiting.done(), "killed in the middle"
+        with started(port, data, [models]) as gateway:
+            gateway.wait_until_ready()
+            result = waiting.result(60)
+            (job,) = client.jobs()
+            undisturbed = client.segment(image)
+    assert job.attempts == 2, "one job, taken up again"
+    assert result.labels is not None and undisturbed.labels is not None
+    np.testing.assert_array_equal(result.labels, undisturbed.labels)
