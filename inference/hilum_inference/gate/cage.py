@@ -25,6 +25,7 @@ from hilum_inference.gate.judges import Kind
 from hilum_inference.gate.limits import Limits
 
 _log = logging.getLogger(__name__)
+_Server = subprocess.Popen[str]
 _ERRORS: dict[str, type[InputError]] = {
     kind.__name__: kind for kind in (InputError, UnreadableError, GeometryError, LimitError, MismatchError)
 }
@@ -61,9 +62,9 @@ class Cage:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._server: subprocess.Popen[str] | None = None
+        self._server: _Server | None = None
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self._waiting: dict[int, tuple[_Server, Future[dict[str, Any]]]] = {}
 
     def start(self) -> None:
         """Start the fork server now rather than with the first input."""
@@ -87,12 +88,12 @@ class Cage:
         with self._lock:
             server = self._running()
             number = next(self._numbers)
-            self._waiting[number] = answer
+            self._waiting[number] = (server, answer)
             job = {"id": number, "path": str(stored.path), "kind": stored.kind, "folder": str(folder)}
             try:
                 _pipe(server.stdin).write(json.dumps(job | {"limits": dataclasses.asdict(limits)}) + "\n")
                 _pipe(server.stdin).flush()
-            except OSError:
+            except (OSError, ValueError):  # its pipe is broken, or closed by the listener already
                 self._fail(number)
         return _decoded(answer.result(), stored.kind)
 
@@ -104,7 +105,7 @@ class Cage:
             server.terminate()
             server.wait()
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _running(self) -> _Server:
         if self._server is None or self._server.poll() is not None:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", "hilum_inference.gate.decoder"],
@@ -117,23 +118,23 @@ class Cage:
             threading.Thread(target=self._listen, args=(self._server,), name="cage", daemon=True).start()
         return self._server
 
-    def _listen(self, server: subprocess.Popen[str]) -> None:
+    def _listen(self, server: _Server) -> None:
         with _pipe(server.stdin), _pipe(server.stdout) as answers:
             for line in answers:
+                if not line.endswith("\n"):  # it died in the middle of a line
+                    break
                 answer = json.loads(line)
-                waiting = self._waiting.pop(answer["id"], None)
-                if waiting is not None:
-                    waiting.set_result(answer)
+                _, waiting = self._waiting.pop(answer["id"])
+                waiting.set_result(answer)
         server.wait()
         with self._lock:
-            for number in list(self._waiting):
+            for number in [n for n, (owner, _) in self._waiting.items() if owner is server]:
                 self._fail(number)
 
     def _fail(self, number: int) -> None:
-        waiting = self._waiting.pop(number, None)
-        if waiting is not None:
-            _log.error("the decoding server ended with work under way")
-            waiting.set_exception(EngineError("The decoding server ended; try again.", code="decoder_failed"))
+        _, waiting = self._waiting.pop(number)
+        _log.error("the decoding server ended with work under way")
+        waiting.set_exception(EngineError("The decoding server ended; try again.", code="decoder_failed"))
 
 
 def _pipe(stream: Any) -> Any:
