@@ -148,7 +148,7 @@ def test_a_missing_extra_is_one_sentence() -> None:
 import sys
 sys.modules["hilum_inference.local"] = None
 from hilum_client.cli import main
-sys.exit(main(["segment", "pyproject.toml", "-o", "nowhere.nii.gz"]))
+sys.exit(main(["segment", sys.executable, "-o", "nowhere.nii.gz"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

@@ -107,3 +107,13 @@ def test_a_gateway_that_cannot_start_is_one_sentence(
     assert time.monotonic() - start < 60
     err: Any = capsys.readouterr().err
     assert err.startswith("hilum: The gateway ended: ") and err.count("\n") == 1
+
+
+def test_missing_extras_are_named_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hilum_client.extras.missing_modules", lambda extra: ["pydicom"] if extra == "dicom" else [])
+    monkeypatch.setattr(demo, "fetch_sample", lambda _: pytest.fail("fetched"))
+    assert main(["demo", "--output", str(tmp_path / "out")]) == 2
+    assert "pip install 'hilum[dicom]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
