@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 
 import nibabel
@@ -141,3 +143,33 @@ def test_every_code_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "volumes.md").read_text()
     assert len(codes) > 40
     assert sorted(code for code in codes if f"`{code}`" not in page) == []
+
+
+def test_without_isal_zlib_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_labels(tmp_path / "fast.nii.gz", LABELS, LIKE)
+    monkeypatch.setitem(sys.modules, "isal", None)
+    write_labels(tmp_path / "slow.nii.gz", LABELS, LIKE)
+    for name in ("fast.nii.gz", "slow.nii.gz"):
+        assert np.array_equal(read_volume(tmp_path / name).array[0], LABELS)
+    damaged = bytearray((tmp_path / "slow.nii.gz").read_bytes())
+    damaged[-6] ^= 1
+    (tmp_path / "bad.nii.gz").write_bytes(damaged)
+    with pytest.raises(UnreadableError) as refusal:
+        read_volume(tmp_path / "bad.nii.gz")
+    assert refusal.value.code == "bad_gzip"
+
+
+def test_streams_without_isal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal", None)
+    path = Path(io.__file__).parent / "gate" / "inflate.py"
+    spec = importlib.util.spec_from_file_location("inflate_by_zlib", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data = gzip.compress(b"a" * 5000) + gzip.compress(b"b" * 3_000_000)
+    stream = module.GzipStream()
+    pieces = [piece for at in range(0, len(data), 11) for piece in stream.feed(data[at : at + 11])]
+    assert b"".join(pieces) == b"a" * 5000 + b"b" * 3_000_000 and stream.complete
+    assert max(map(len, pieces)) <= module.PIECE
+    with pytest.raises(UnreadableError):
+        list(module.GzipStream().feed(data[:20] + b"\xff" * 40))

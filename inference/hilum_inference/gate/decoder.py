@@ -1,7 +1,7 @@
 """The fork server of the cage: ``python -m hilum_inference.gate.decoder``, JSON lines in and out.
 
 It has one thread and imports what decoding needs once, so that a child costs a fork and nothing more; pydicom is
-imported with the first DICOM input. Ends with its standard input.
+imported in the first idle second, or with the first DICOM input. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from hilum_inference.volume import Volume
 
 AT_ONCE = 2
 """Children at one time: one large or slow input holds up no small one, and two bound the memory."""
+IDLE_SECONDS = 1.0
+"""Quiet time after which pydicom is imported (0.15 s of CPU): neither the start nor the first series waits for it."""
 _SPOOL = "volume.nii"
 _LONGEST_ANSWER = 1 << 16
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -65,6 +67,7 @@ class Server:
         self._jobs: deque[dict[str, Any]] = deque()
         self._children: dict[int, _Child] = {}  # by the pipe
         self._input = b""
+        self._dicom = False
         self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
     def run(self) -> None:
@@ -78,9 +81,10 @@ class Server:
             shutil.rmtree(child.workspace, ignore_errors=True)
 
     def _step(self) -> bool:
-        now = time.monotonic()
-        soonest = min((child.deadline for child in self._children.values()), default=None)
-        for key, _ in self._selector.select(None if soonest is None else max(0.0, soonest - now)):
+        ready = self._selector.select(self._patience())
+        if not ready and not self._children:
+            self._import_dicom()
+        for key, _ in ready:
             if key.fd == 0:
                 if not self._read_jobs():
                     return False
@@ -93,6 +97,19 @@ class Server:
         while self._jobs and len(self._children) < AT_ONCE:
             self._fork(self._jobs.popleft())
         return True
+
+    def _patience(self) -> float | None:
+        """Seconds until something is to be done though nothing arrives."""
+        if self._children:
+            return max(0.0, min(child.deadline for child in self._children.values()) - time.monotonic())
+        return None if self._dicom else IDLE_SECONDS
+
+    def _import_dicom(self) -> None:
+        """What decoding DICOM images needs, imported once before any fork that needs it."""
+        self._dicom = True
+        for name in ("hilum_inference.dicom", "pydicom.pixels", "pylibjpeg", "openjpeg", "libjpeg", "rle"):
+            with contextlib.suppress(ImportError):  # without the extra the child says so
+                importlib.import_module(name)
 
     def _read_jobs(self) -> bool:
         data = os.read(0, 1 << 16)
@@ -130,7 +147,7 @@ class Server:
 
     def _fork(self, job: dict[str, Any]) -> None:
         if job["kind"] == "dicom":
-            _import_dicom()
+            self._import_dicom()
         limits = Limits(**job["limits"])
         workspace = Path(job["folder"]) / f".{secrets.token_hex(16)}"
         try:
@@ -263,13 +280,6 @@ def _system_failed(error: OSError) -> dict[str, Any]:
     """This machine's fault (a full disk, a folder that is gone), not the input's."""
     number = error.errno or errno.EIO
     return {"error": "OSError", "code": number, "message": os.strerror(number)}
-
-
-def _import_dicom() -> None:
-    """What decoding DICOM images needs, imported once before the fork."""
-    for name in ("hilum_inference.dicom", "pydicom.pixels", "pylibjpeg", "openjpeg", "libjpeg", "rle"):
-        with contextlib.suppress(ImportError):  # without the extra the child says so
-            importlib.import_module(name)
 
 
 def main() -> None:
