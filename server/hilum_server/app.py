@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from hilum_server.datastore import Volumes
 from hilum_server.door import LOOPBACK_NAMES, Door, DoorRules
 from hilum_server.gateway import Gateway
 from hilum_server.jobs import Jobs
+from hilum_server.link import survive
 from hilum_server.metrics import Metrics
 from hilum_server.problems import BACK_END_TEXTS, ProblemError, problem_of
 from hilum_server.receive import Receiver
@@ -117,13 +119,16 @@ async def _warm(gateway: Gateway) -> None:
 async def _sweep(gateway: Gateway) -> None:
     hours = gateway.settings.storage.keep_hours
     while hours is not None:
-        moment = time.time() - hours * 3600
-        await gateway.jobs.sweep(moment)
-        for volume_id in await asyncio.to_thread(gateway.volumes.older_than, moment):
-            if not gateway.jobs.uses(volume_id):
-                with contextlib.suppress(ProblemError):  # its owner was quicker
-                    await asyncio.to_thread(gateway.volumes.delete, volume_id)
+        await survive(functools.partial(_sweep_once, gateway, time.time() - hours * 3600))
         await asyncio.sleep(min(SWEEP_SECONDS, hours * 3600))
+
+
+async def _sweep_once(gateway: Gateway, moment: float) -> None:
+    await gateway.jobs.sweep(moment)
+    for volume_id in await asyncio.to_thread(gateway.volumes.older_than, moment):
+        if not gateway.jobs.uses(volume_id):
+            with contextlib.suppress(ProblemError):  # its owner was quicker
+                await asyncio.to_thread(gateway.volumes.delete, volume_id)
 
 
 def _add_handlers(app: FastAPI) -> None:

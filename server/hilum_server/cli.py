@@ -46,6 +46,7 @@ def _serve(settings: Any) -> None:
     from hilum_server.start import start
 
     set_up(settings.server.log_level)
+    os.umask(0o077)  # volumes and masks are for the user who runs the gateway
     started = start(settings)
     try:  # only now: the worker loads its engine while this process imports its own
         from hilum_server.app import create_app

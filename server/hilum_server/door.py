@@ -133,13 +133,14 @@ def host_of(header: str) -> str:
 
 def _small(receive: Receive) -> Receive:
     received = 0
-    deadline = time.monotonic() + SMALL_BODY_SECONDS
+    deadline: float | None = None
     ended = False
 
     async def limited() -> Message:
-        nonlocal received, ended
+        nonlocal received, deadline, ended
         if ended:  # from here on only the end of the connection can come, whenever it does
             return await receive()
+        deadline = deadline or time.monotonic() + SMALL_BODY_SECONDS
         try:
             message = await asyncio.wait_for(receive(), deadline - time.monotonic())
         except TimeoutError:

@@ -104,17 +104,18 @@ class WorkerLink:
         pause = FIRST_PAUSE
         while True:
             born = time.monotonic()
-            if self._process is None:
-                self.spawn()
-            await self._listen(heard)
+            await survive(lambda: self._listen(heard))
             self.end()
             log.warning("the worker ended; it is started again in %.1f s", pause)
-            await died()
+            while not await survive(died):
+                await asyncio.sleep(FIRST_PAUSE * 10)
             await asyncio.sleep(pause)
             pause = FIRST_PAUSE if time.monotonic() - born > STEADY_SECONDS else min(2 * pause, LONGEST_PAUSE)
             self.restarts += 1
 
     async def _listen(self, heard: Callable[[Message], Awaitable[None]]) -> None:
+        if self._process is None:
+            self.spawn()
         process = self._process
         if process is None or process.stdin is None or process.stdout is None or process.stderr is None:
             return
@@ -155,6 +156,16 @@ class WorkerLink:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+async def survive(act: Callable[[], Awaitable[None]]) -> bool:
+    """Whether ``act`` went well; a full disk or a locked store must not end the gateway's own tasks."""
+    try:
+        await act()
+    except Exception:
+        log.exception("a task of the gateway failed; it is tried again")
+        return False
+    return True
 
 
 async def _pass_on_logs(lines: asyncio.StreamReader) -> None:

@@ -85,7 +85,7 @@ def url_of(settings: Settings, listener: socket.socket) -> str:
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    allow_many_files()
+    connections = allow_many_files() // 2  # the other half is for files and pipes
     server = settings.server
     config = uvicorn.Config(
         app,
@@ -99,16 +99,18 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=CLOSE_SECONDS,
-        limit_concurrency=OPEN_FILES // 2,
+        limit_concurrency=connections,
         ssl_certfile=server.tls_cert,
         ssl_keyfile=server.tls_key,
     )
     GracefulServer(config, app.state.gateway.jobs).run(sockets=[listener])
 
 
-def allow_many_files() -> None:
-    """Raise this process's soft limit of open files: a few hundred slow connections must not lock others out."""
+def allow_many_files() -> int:
+    """Raise this process's soft limit of open files, so that slow connections lock nobody out; the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

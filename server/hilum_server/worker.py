@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -139,6 +140,7 @@ class Worker:
         except HilumError as error:
             log.warning("no default model is ready: %s", error.message)
         self._say({"say": "ready", "model": name})
+        return_memory()
 
     def order(self, message: Message) -> None:
         """Take one order."""
@@ -304,7 +306,6 @@ def die_with_parent(parent: int) -> None:
     """Ask the kernel to end this process when its parent ends (Linux)."""
     if sys.platform == "linux":
         import ctypes
-        import signal
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -322,6 +323,7 @@ def _private_output() -> IO[bytes]:
 def main() -> None:
     """Serve until standard input ends."""
     die_with_parent(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway says when to end
     os.nice(NICE)
     set_up("info")
     channel, lock = _private_output(), threading.Lock()

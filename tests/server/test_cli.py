@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,3 +150,35 @@ def test_a_gateway_for_others_asks_who_they_are(serve: Serve, repository: Path, 
     assert ask(admin, "GET", f"/api/jobs/{job_id}").status_code == 200
     secrets = (admin, anna, ben, "long enough")
     assert not [secret for secret in secrets if secret in server.log()]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_tls(serve: Serve, repository: Path, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(make, check=True, capture_output=True)
+    server = serve(repository, ("--tls-cert", str(cert), "--tls-key", str(key))).start(ready=False)
+    assert server.url.startswith("https://")
+    with httpx.Client(verify=ssl.create_default_context(cafile=str(cert)), trust_env=False) as http:
+        assert http.get(f"{server.url}/healthz").json() == {"ok": True}
+
+
+def test_the_gateway_loads_neither_torch_nor_numpy_nor_an_engine() -> None:
+    program = (
+        "import sys, hilum_server.app, hilum_server.cli, hilum_server.serve, hilum_server.desk\n"
+        "print(sorted({'torch', 'numpy', 'openvino', 'prometheus_client'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

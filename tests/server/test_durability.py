@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from hilum_serving import Server, expected_mask, publish_threshold, wait_for
+from hilum_serving import Server, expected_mask, make_array, publish_threshold, save, wait_for
 
 from hilum_inference.io import read_volume
 
@@ -223,3 +225,21 @@ def test_memory_over_the_budget_is_refused_as_the_callers_to_mend(serve: Serve, 
     answer = server.http.post("/api/segment", json={"image": server.put(volume)})
     assert answer.status_code == 413 and answer.json()["code"] == "over_memory_budget"
     assert server.job(answer.json()["job"])["error"]["code"] == "over_memory_budget"
+
+
+@pytest.mark.slow
+def test_a_worker_killed_again_and_again_still_does_every_job_once(
+    serve: Serve, slow_repository: Path, volume: Path, tmp_path: Path
+) -> None:
+    server = serve(slow_repository, HILUM_ATTEMPTS="100").start()
+    volumes = [server.put(volume), server.put(save(tmp_path / "other.nii", make_array(7)))]
+    jobs = [server.submit(volumes[number % 2], key=f"k{number}") for number in range(60)]
+    for delay in np.random.default_rng(0).uniform(0.2, 1.5, 20):
+        time.sleep(delay)
+        with contextlib.suppress(AssertionError, ProcessLookupError):  # it is being started again just now
+            os.kill(server.worker_pid(), signal.SIGKILL)
+    ended = [server.finished(job["id"], 240) for job in jobs]
+    assert {job["status"] for job in ended} == {"done"}
+    assert [len({job["result"]["sha256"] for job in ended[half::2]}) for half in (0, 1)] == [1, 1]
+    assert len(server.http.get("/api/jobs").json()["jobs"]) == 60
+    no_litter(server)
