@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference import intensity
-from hilum_inference.errors import MismatchError
+from hilum_inference.errors import MismatchError, UnreadableError
 from hilum_inference.geometry import Box, ModelGrid, fit, oriented_axes
 from hilum_inference.manifest import Crop, Manifest
 from hilum_inference.volume import Volume
@@ -186,6 +186,12 @@ class Source:
         part = self._view[channel][*(slice(low, high) if a == axis else slice(None) for a in range(3))]
         order = sorted(range(3), key=lambda a: -abs(part.strides[a]))
         block = np.array(part.transpose(order), np.float32, order="C")
+        if part.dtype.kind == "f" and not np.isfinite(block.sum()) and not np.isfinite(block).all():
+            raise UnreadableError(
+                "The image has voxels that are not finite (NaN or infinite); replace them, for example by the value of "
+                "the background.",
+                code="non_finite_voxels",
+            )
         if self._volume.slope != 1.0:
             block *= np.float32(self._volume.slope)
         if self._volume.intercept != 0.0:

@@ -50,7 +50,8 @@ class Grid:
         affine.setflags(write=False)
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        with np.errstate(over="ignore"):  # an absurd header gives inf, which is refused below
+            lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if not ((lengths >= MIN_SPACING_MM) & (lengths <= MAX_SPACING_MM)).all():
             got = " x ".join(f"{v:.6g}" for v in lengths)
             raise GeometryError(

@@ -12,7 +12,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms import Compose, Orientation, ScaleIntensityRange, Spacing
 from numpy.typing import NDArray
 
-from hilum_inference.errors import MismatchError
+from hilum_inference.errors import MismatchError, UnreadableError
 from hilum_inference.manifest import Manifest
 from hilum_inference.preprocess import Source, crop_box, model_grid
 from hilum_inference.volume import Volume
@@ -121,3 +121,12 @@ def test_non_zero_crop_keeps_every_voxel_that_is_not_zero() -> None:
 def test_wrong_number_of_channels_names_those_needed() -> None:
     with pytest.raises(MismatchError, match="2 channel"):
         model_grid(Volume.from_array(np.zeros((2, 9, 9, 9), np.int16)), manifest())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_voxels_that_are_not_finite_are_refused_and_never_become_a_mask(value: float) -> None:
+    image = phantom((20, 20, 20)).astype(np.float32)
+    image[19, 19, 19] = value
+    with pytest.raises(UnreadableError, match="not finite") as caught:
+        _whole(Volume.from_array(image), manifest())
+    assert caught.value.code == "non_finite_voxels"
