@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -25,8 +26,17 @@ class State:
     chance: torch.Generator
 
 
-def save(folder: Path, state: State, step: int, digest: str) -> None:
-    """Write the state after ``step`` steps; ``digest`` names what is trained, so that another run is not resumed."""
+@dataclass(frozen=True)
+class Done:
+    """Steps done, CPU seconds spent, and the SHA-256 of what is trained, so that another run is not taken up."""
+
+    step: int = 0
+    cpu_seconds: float = 0.0
+    digest: str = ""
+
+
+def save(folder: Path, state: State, done: Done) -> None:
+    """Write the state in place of the last checkpoint."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {"chance": state.chance.get_state()}
@@ -35,14 +45,14 @@ def save(folder: Path, state: State, step: int, digest: str) -> None:
     for index, moments in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     partial = folder / f".{NAME}.partial"
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"run": json.dumps([step, digest])})
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"run": json.dumps(dataclasses.asdict(done))})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(folder / NAME)
 
 
-def restore(folder: Path, state: State, digest: str) -> int:
-    """Bring back the last checkpoint, in place; the number of steps done, 0 where there is none.
+def restore(folder: Path, state: State, digest: str) -> Done:
+    """Bring back the last checkpoint, in place; what was done, nothing where there is none.
 
     Raises:
         DataError: the checkpoint belongs to another recipe, seed or set of cases.
@@ -51,10 +61,10 @@ def restore(folder: Path, state: State, digest: str) -> int:
 
     path = folder / NAME
     if not path.is_file():
-        return 0
+        return Done(digest=digest)
     with safe_open(path, "pt") as file:
-        step, owner = json.loads(file.metadata()["run"])
-        if owner != digest:
+        done = Done(**json.loads(file.metadata()["run"]))
+        if done.digest != digest:
             raise DataError(
                 f"The checkpoint in {folder.name} belongs to another recipe or other cases; use a new folder."
             )
@@ -68,7 +78,7 @@ def restore(folder: Path, state: State, digest: str) -> int:
     groups = state.optimiser.state_dict()["param_groups"]
     state.optimiser.load_state_dict({"state": moments, "param_groups": groups})
     state.chance.set_state(tensors["chance"])
-    return int(step)
+    return done
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -26,14 +26,6 @@ class Cases:
     files: Sequence[Mapping[str, str]] = field(default_factory=tuple)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """CPU seconds and steps of the last uninterrupted stretch of a run."""
-
-    cpu_seconds: float
-    steps: int
-
-
 def manifest(recipe: Recipe, cases: Cases) -> Manifest:
     """The recipe's manifest with the training data's fingerprint and the provenance."""
     fields = {"fingerprint": fingerprint(recipe, cases.train), "provenance": provenance(recipe)}
@@ -66,7 +58,7 @@ def provenance(recipe: Recipe) -> Provenance:
     )
 
 
-def record(recipe: Recipe, cases: Cases, dice: Mapping[str, float], cost: Cost) -> dict[str, Any]:
+def record(recipe: Recipe, cases: Cases, dice: Mapping[str, float], cpu_seconds: float) -> dict[str, Any]:
     """training.json: all that is needed to do it again, and what came out."""
     return {
         "recipe": json.loads(recipe.file.model_dump_json()),
@@ -76,8 +68,7 @@ def record(recipe: Recipe, cases: Cases, dice: Mapping[str, float], cost: Cost) 
         "train": [case.name for case in cases.train],
         "held_back": [case.name for case in cases.held_back],
         "dice": dict(dice),
-        "cpu_seconds": round(cost.cpu_seconds, 1),
-        "steps_in_this_stretch": cost.steps,
+        "cpu_seconds": round(cpu_seconds, 1),
         "software": versions(),
     }
 

@@ -24,7 +24,7 @@ from hilum_search.evaluate import enhanced, validate
 from hilum_search.losses import loss
 from hilum_search.network import Network, build
 from hilum_search.recipe import Recipe
-from hilum_search.record import Cases, Cost
+from hilum_search.record import Cases
 from hilum_search.trained import Trained, write_trained
 
 CURVE_EVERY = 50
@@ -64,11 +64,11 @@ def train(recipe: Recipe, cases: Cases, out: Path, report: Report | None = None)
     torch.set_num_threads(recipe.training.threads)
     try:
         run = _Run(recipe, cases, out)
-        cost = run.go(report)
-        described = record.record(recipe, cases, run.scores(), cost)
+        seconds = run.go(report)
+        described = record.record(recipe, cases, run.scores(), seconds)
     finally:
         torch.set_num_threads(before)
-    trained = Trained(recipe.architecture, run.average, record.manifest(recipe, cases), described)
+    trained = Trained(recipe.architecture, run.finished(), record.manifest(recipe, cases), described)
     write_trained(out, trained)
     return trained
 
@@ -100,15 +100,16 @@ class _Run:
         self.augmenter = Augmenter(recipe.augmentation, recipe.preprocessing.windows.size, _table(recipe, cases.train))
         self.weights = torch.tensor(t.class_weights)
 
-    def go(self, report: Report | None) -> Cost:
-        """Run to the last step, from the checkpoint where there is one."""
+    def go(self, report: Report | None) -> float:
+        """Run to the last step, from the checkpoint where there is one; CPU seconds, those before it too."""
         t, digest = self.recipe.training, self._digest()
         state = checkpoint.State(self.network, self.average, self.optimiser, self.chance)
-        first = checkpoint.restore(self.out, state, digest)
+        done_before = checkpoint.restore(self.out, state, digest)
+        first = done_before.step
         names = [label.name for label in self.recipe.labels]
         curve = Curve(self.out, ["loss", "cpu_seconds", *names, *(f"{name} enhanced" for name in names)])
         curve.begin(first)
-        begun, cpu, mean = time.monotonic(), time.process_time(), math.nan
+        begun, cpu, mean = time.monotonic(), time.process_time() - done_before.cpu_seconds, math.nan
         for done in range(first + 1, t.steps + 1):
             value = self._step(done - 1)
             mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
@@ -120,17 +121,26 @@ class _Run:
                 scores = self.scores() if last or done % t.validate_every == 0 else {}
                 curve.add(done, {"loss": mean, "cpu_seconds": time.process_time() - cpu, **scores})
             if last or done % t.checkpoint_every == 0:
-                checkpoint.save(self.out, state, done, digest)
-        return Cost(time.process_time() - cpu, t.steps - first)
+                checkpoint.save(self.out, state, checkpoint.Done(done, time.process_time() - cpu, digest))
+        return time.process_time() - cpu
+
+    def finished(self) -> Network:
+        """A copy of the averaged network with the recipe's offsets in its last layer: what is kept."""
+        network = copy.deepcopy(self.average)
+        offsets = self.recipe.training.logit_offsets
+        if offsets and network.head.bias is not None:
+            network.head.bias += torch.tensor(offsets)
+        return network
 
     def scores(self) -> dict[str, float]:
         """Dice of the averaged weights on the held-back slabs, plain and enhanced; empty where none is held back."""
         slabs = self.cases.held_back
         if not slabs:
             return {}
-        plain = validate(self.average, self.recipe, slabs)
+        network = self.finished()
+        plain = validate(network, self.recipe, slabs)
         shifted = [enhanced(slab, self.recipe, ENHANCED_STRENGTH) for slab in slabs]
-        contrast = validate(self.average, self.recipe, shifted)
+        contrast = validate(network, self.recipe, shifted)
         return plain | {f"{name} enhanced": score for name, score in contrast.items()}
 
     def _step(self, step: int) -> float:

@@ -32,6 +32,7 @@ def test_figures_may_be_changed_for_one_run(recipe: Recipe) -> None:
         ("steps = 12", "stepz = 12", r"training\.ste"),
         ("steps = 12", "steps = ", "not valid TOML"),
         ("[1.0, 2.0, 2.0]", "[1.0, 2.0]", "class_weights has 2 figures"),
+        ("steps = 12", "steps = 12\nlogit_offsets = [1.0]", "no figure or 3"),
         ("id = 2", "id = 3", "1, 2, 3"),
         ("[16, 16, 8]", "[16, 16, 6]", "multiples of 4"),
         ("spacing = [2.0, 2.0, 2.0]", "", "spacing must be given"),

@@ -76,6 +76,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(recipe: Recipe, case: Case, tm
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+def test_offsets_move_the_finished_logits_only(recipe: Recipe, case: Case, tmp_path: Path) -> None:
+    short = recipe.with_training(steps=3)
+    plain = train(short, Cases([case]), tmp_path / "plain").network
+    moved = train(short.with_training(logit_offsets=[0.0, -1.0, 2.0]), Cases([case]), tmp_path / "moved").network
+    image = torch.rand(1, 1, 16, 16, 8, generator=torch.Generator().manual_seed(0))
+    change = (moved(image) - plain(image)).mean((0, 2, 3, 4))
+    torch.testing.assert_close(change, torch.tensor([0.0, -1.0, 2.0]))
+
+
+def test_the_cost_counts_every_stretch(recipe: Recipe, case: Case, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        train(recipe, Cases([case]), tmp_path, stop_after(11))  # last checkpoint: step 10
+    whole = train(recipe, Cases([case]), tmp_path).training["cpu_seconds"]
+    again = train(recipe, Cases([case]), tmp_path).training["cpu_seconds"]
+    assert again > 0.5 * whole > 0.05
+
+
 def test_another_seed_gives_other_weights(recipe: Recipe, case: Case, tmp_path: Path) -> None:
     short = recipe.with_training(steps=2)
     a = train(short, Cases([case]), tmp_path / "a").network
