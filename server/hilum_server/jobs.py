@@ -63,8 +63,8 @@ class Jobs:
     """The queue of one gateway.
 
     Args:
+        store: opened.
         folder: each job's outputs lie in ``folder/<id>``.
-        locate: path of a volume's file by its id, or None where it is gone.
     """
 
     def __init__(self, store: Store, link: WorkerLink, folder: Path, limits: ServerSettings, metrics: Metrics) -> None:
