@@ -17,7 +17,7 @@ def benchmark() -> None:
 
 @benchmark_app.command()
 def volume(
-    only: Annotated[str | None, typer.Option(help="Rows to measure, separated by commas; default: all but huge.")] = None,
+    only: Annotated[str | None, typer.Option(help="Rows, separated by commas; default: all but huge.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each row; the median counts.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("docs/results"),
     quick: Annotated[bool, typer.Option(help="Tiny sizes: checks that the rows run, gives no figures.")] = False,
@@ -36,7 +36,9 @@ def volume(
     if unknown:
         raise typer.BadParameter(f"There is no row {unknown[0]!r}; there are {', '.join(VOLUME_ROWS)}.")
     choice = session.Choice(rounds, quick, again, work)
-    result = session.run("volume", [VOLUME_ROWS[name] for name in names], out, choice, lambda text: typer.echo(text, err=True))
+    rows = [VOLUME_ROWS[name] for name in names]
+    result = session.run("volume", rows, out, choice, lambda text: typer.echo(text, err=True))
+    result.rows = {name: result.rows[name] for name in VOLUME_ROWS if name in result.rows}
     text = table.markdown(result)
     result.write(out)
     (out / f"{result.stem}.md").write_text(text)

@@ -11,6 +11,12 @@ Measured = Mapping[str, float]
 Rounds = Mapping[str, Sequence[Measured]]
 """For each contender what each round measured, in the order of the rounds."""
 
+LEAST = 1e-9
+"""Below what any clock here shows; a quick run may measure nothing at all."""
+
+BEST = 1000.0
+"""The margin of a figure that is nothing where little is allowed."""
+
 Better = Literal["more", "less"]
 
 
@@ -46,7 +52,9 @@ class Figure:
         """How many times better than it should be; 1 is just reached."""
         if self.better == "more":
             return self.value / self.reach
-        return self.reach / self.value if self.value > 0 else float("inf")
+        if self.value <= 0:
+            return BEST
+        return self.reach / self.value
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ def times_less(rounds: Rounds, what: str, ours: Metric, peer: Metric, reach: flo
     mine, theirs = ours.values(rounds), peer.values(rounds)
     if not mine or not theirs:
         return []
-    each = [b / a for a, b in zip(mine, theirs, strict=False)]
-    value = statistics.median(theirs) / statistics.median(mine)
+    each = [b / max(a, LEAST) for a, b in zip(mine, theirs, strict=False)]
+    value = statistics.median(theirs) / max(statistics.median(mine), LEAST)
     return [Figure(what, peer.contender, value, min(each), max(each), reach, "x")]
 
 

@@ -112,4 +112,6 @@ def _with_head(described: Manifest, network: Network) -> Manifest:
     weight, bias = head_arrays(network)
     head = Head.from_arrays(np.ascontiguousarray(weight), bias)
     tensors = Tensors(features="features")
-    return Manifest.model_validate(described.model_dump() | {"head": head.model_dump(), "tensors": tensors.model_dump()})
+    return Manifest.model_validate(
+        described.model_dump() | {"head": head.model_dump(), "tensors": tensors.model_dump()}
+    )

@@ -33,7 +33,7 @@ class MeasurementError(Exception):
 
 @dataclass(frozen=True)
 class Used:
-    """What a process and the children it waited for used: CPU seconds (user + system), wall seconds, peak RSS in MiB."""
+    """What a process and the children it waited for used: CPU (user + system), wall seconds, peak RSS in MiB."""
 
     cpu_s: float
     wall_s: float

@@ -15,6 +15,7 @@ from hilum_benchmark.process import MeasurementError, measure
 from hilum_benchmark.row import Contender, Context, Row
 
 Say = Callable[[str], None]
+Results = dict[str, list[dict[str, float]]]
 DEFAULT_ROUNDS = 3
 
 
@@ -39,7 +40,10 @@ def run(kind: str, rows: list[Row], out: Path, choice: Choice, say: Say) -> repo
     """Measure ``rows`` into ``out``; the report with the rows measured before."""
     result = report.Report(kind, choice.quick, machine.facts(), report.read(out, kind, choice.quick))
     for row in rows:
-        about = {"versions": machine.versions(), "source": machine.source_digest((*row.packages, "hilum_benchmark"))}
+        about: dict[str, Any] = {
+            "versions": machine.versions(),
+            "source": machine.source_digest((*row.packages, "hilum_benchmark")),
+        }
         about["cpu"] = result.machine["cpu"]
         count = min(row.rounds or choice.rounds, choice.rounds)
         if not choice.again and is_current(result.rows.get(row.name), about, count):
@@ -62,8 +66,8 @@ def is_current(before: dict[str, Any] | None, about: dict[str, Any], rounds: int
     return same and all(len(measured) >= rounds for measured in before["rounds"].values())
 
 
-def _measure(row: Row, count: int, choice: Choice, say: Say) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in row.contenders}
+def _measure(row: Row, count: int, choice: Choice, say: Say) -> tuple[Results, dict[str, str]]:
+    rounds: Results = {name: [] for name in row.contenders}
     failed: dict[str, str] = {}
     with _folder(choice.work, row.name) as folder:
         if row.prepare is not None:

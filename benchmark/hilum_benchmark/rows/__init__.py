@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from hilum_benchmark.row import Row
-from hilum_benchmark.rows import blending, io, startup, whole, window
+from hilum_benchmark.rows import blending, gateway, io, startup, upload, whole, window
 
 VOLUME_ROWS: dict[str, Row] = {
-    row.name: row for row in (window.ROW, blending.ROW, blending.LENGTH, blending.HUGE, io.ROW, whole.ROW, startup.ROW)
+    row.name: row
+    for row in (
+        window.ROW,
+        blending.ROW,
+        blending.LENGTH,
+        blending.HUGE,
+        io.ROW,
+        whole.ROW,
+        startup.ROW,
+        upload.ROW,
+        gateway.ROW,
+        gateway.INSTALL,
+    )
 }

@@ -125,7 +125,6 @@ def _segment(context: Context, shape: Shape) -> tuple[Any, dict[str, float]]:
     from hilum_inference.repository import Repository
     from hilum_inference.volume import Volume
 
-
     volume = Volume.from_array(ct(shape))
     model = Repository([context.folder / "models"]).model()
     with Meter() as memory:
@@ -149,7 +148,7 @@ def monai(context: Context) -> Measured:
     roi = (sizes.window,) * 3
     with torch.inference_mode(), Meter() as memory, Stopwatch() as meter:
         logits = sliding_window_inference(image, roi, 1, predictor, overlap=0.5, mode="gaussian")
-        labels = logits.argmax(1)  # type: ignore[union-attr]
+        labels = logits.argmax(1)
     np.save(context.folder / "monai.npy", labels[0].numpy().astype(np.uint8))
     return _result(meter, memory, predictor.seconds)
 
@@ -257,7 +256,7 @@ def huge_agreement(context: Context) -> Measured:
     image = torch.from_numpy(part).add(1000.0).div(2000.0).clamp(0.0, 1.0)[None, None]
     with torch.inference_mode():
         logits = sliding_window_inference(image, (sizes.window,) * 3, 1, network, overlap=0.5, mode="gaussian")
-        expected = logits.argmax(1)[0, :sure, :sure, :sure].numpy()  # type: ignore[union-attr]
+        expected = logits.argmax(1)[0, :sure, :sure, :sure].numpy()
     mask = read_volume(context.folder / "huge_mask.nii").array[0]
     got = mask[::-1, ::-1][:sure, :sure, :sure]
     return {"equal_percent": 100.0 * float((got == expected).mean()), "labels": float(len(np.unique(expected)))}
@@ -304,7 +303,9 @@ def _huge_figures(rounds: Rounds) -> list[Figure]:
     peaks = [peak / 1024 for peak in Metric("hilum", "peak_mib").values(rounds)]
     return [
         *at_most(peaks, "512x512x1024, 105 classes, whole job, peak memory", 4.0, "GiB"),
-        *at_least(Metric("labels", "equal_percent").values(rounds), "its labels equal to MONAI's (a corner)", 99.999, "%"),
+        *at_least(
+            Metric("labels", "equal_percent").values(rounds), "its labels equal to MONAI's (a corner)", 99.999, "%"
+        ),
     ]
 
 

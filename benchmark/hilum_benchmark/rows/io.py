@@ -116,22 +116,22 @@ def monai(context: Context) -> Measured:
 def simpleitk(context: Context) -> Measured:
     """ReadImage, DICOMOrient, linear Resample, nearest-neighbour Resample of the labels."""
     import numpy as np
-    import SimpleITK as sitk
+    import SimpleITK
 
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     forth, back = Stopwatch(), Stopwatch()
     with Meter() as memory:
         with forth:
-            image = sitk.ReadImage(str(context.folder / "ct.nii.gz"))
-            oriented = sitk.DICOMOrient(image, "RAS")
+            image = SimpleITK.ReadImage(str(context.folder / "ct.nii.gz"))
+            oriented = SimpleITK.DICOMOrient(image, "RAS")
             resampled = _to_model_grid(oriented)
         labels = pattern(resampled.GetSize())
         with back:
-            mask = sitk.GetImageFromArray(np.ascontiguousarray(labels.transpose(2, 1, 0)))
+            mask = SimpleITK.GetImageFromArray(np.ascontiguousarray(labels.transpose(2, 1, 0)))
             mask.CopyInformation(resampled)
-            nearest = sitk.sitkNearestNeighbor
-            restored = sitk.Resample(mask, image, sitk.Transform(), nearest, 0, sitk.sitkUInt8)
-            answer = sitk.GetArrayViewFromImage(restored)
+            nearest = SimpleITK.sitkNearestNeighbor
+            restored = SimpleITK.Resample(mask, image, SimpleITK.Transform(), nearest, 0, SimpleITK.sitkUInt8)
+            answer = SimpleITK.GetArrayViewFromImage(restored)
     np.save(context.folder / "simpleitk.npy", answer.transpose(2, 1, 0))
     return _result(forth, back, memory)
 
@@ -139,16 +139,16 @@ def simpleitk(context: Context) -> Measured:
 def _to_model_grid(image: Any) -> Any:
     """Voxel 0 stays where it is; as many voxels as fit between the first and the last centre."""
     import numpy as np
-    import SimpleITK as sitk
+    import SimpleITK
 
     sizes = zip(image.GetSize(), image.GetSpacing(), strict=True)
-    resampler = sitk.ResampleImageFilter()
+    resampler = SimpleITK.ResampleImageFilter()
     resampler.SetSize([int(np.round((n - 1) * s / MODEL_SPACING + 1)) for n, s in sizes])
     resampler.SetOutputSpacing([MODEL_SPACING] * 3)
     resampler.SetOutputOrigin(image.GetOrigin())
     resampler.SetOutputDirection(image.GetDirection())
-    resampler.SetInterpolator(sitk.sitkLinear)
-    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    resampler.SetInterpolator(SimpleITK.sitkLinear)
+    resampler.SetOutputPixelType(SimpleITK.sitkFloat32)
     resampler.SetDefaultPixelValue(-1000.0)
     return resampler.Execute(image)
 
