@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from hilum_serving import Server, expected_mask, make_array, publish_threshold, save, wait_for
 
@@ -195,6 +196,8 @@ def test_a_tampered_network_is_never_run(serve: Serve, volume: Path, tmp_path: P
     assert server.job(answer.json()["job"])["status"] == "failed"
     other = server.http.post("/api/segment", json={"image": server.put(volume), "model": "other"})
     assert other.status_code == 200, "the other models go on"
+    children = psutil.Process(server.worker_pid()).children(recursive=True)
+    assert not children, "a library of the worker forked it, to report something to somebody"
 
 
 def test_a_job_that_kills_every_worker_is_given_up(serve: Serve, slow_repository: Path, long_volume: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+import psutil
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -147,8 +148,6 @@ class Server:
 
     def worker_pid(self) -> int:
         """The inference worker's process id."""
-        import psutil
-
         assert self.process is not None
         children = psutil.Process(self.process.pid).children()
         found = [child.pid for child in children if "hilum_server.worker" in child.cmdline()]
