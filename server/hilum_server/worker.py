@@ -314,7 +314,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def stay_silent() -> None:
-    """Keep OpenVINO from reporting to its maker: at each model it reads it would fork this process to send a request."""
+    """Keep OpenVINO from reporting to its maker: it would fork this process at each model to send a request."""
     blocked: dict[str, Any] = {"openvino_telemetry": None}  # its import fails, and OpenVINO uses a stub
     sys.modules.update(blocked)
 
