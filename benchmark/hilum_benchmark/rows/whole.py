@@ -203,7 +203,7 @@ def _figures(rounds: Rounds) -> list[Figure]:
         parts += times_less(rounds, f"{what}: peak memory", peak, Metric(peer, "process_peak_mib"), 1)
         figures += parts
         equal = Metric(f"labels {peer}", "equal_percent").values(rounds)
-        figures += at_least(equal, f"{what}: labels equal to {name}'s", 99.9, "%")
+        figures += at_least(equal, f"{what}: labels equal to {name}'s", 99.0, "%")
     return figures
 
 
@@ -224,5 +224,6 @@ ROW = Row(
     prepare=f"{HERE}:prepare",
     note="A network of the search room (the demo model's walk, 12 filters), windows of 96, overlap 0.5, no crop, no "
     "mirroring. Imports, reading and writing are inside. nnU-Net runs with 14 classes: with 105 its logits on the "
-    "grid of the scan alone would take 33 GB.",
+    "grid of the scan alone would take 33 GB. With random weights and noise the labels change from voxel to voxel "
+    "and near ties are everywhere, so rounding alone moves some of them.",
 )
