@@ -102,8 +102,8 @@ def onnxruntime_outputs(path: Path, windows: Windows) -> Outputs:
 
 def openvino_outputs(path: Path, windows: Windows) -> Outputs:
     """What OpenVINO answers on the CPU in float32."""
-    import openvino as ov
+    from hilum_inference.engines.runtime import openvino
 
-    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     answer = compiled({"image": windows})
     return {output.get_any_name(): np.asarray(answer[output]) for output in compiled.outputs}

@@ -313,12 +313,6 @@ def die_with_parent(parent: int) -> None:
         raise SystemExit(1)
 
 
-def stay_silent() -> None:
-    """Keep OpenVINO from reporting to its maker: it would fork this process at each model to send a request."""
-    blocked: dict[str, Any] = {"openvino_telemetry": None}  # its import fails, and OpenVINO uses a stub
-    sys.modules.update(blocked)
-
-
 def _private_output() -> IO[bytes]:
     """The channel to the gateway; whatever a library prints goes to standard error instead."""
     channel = os.fdopen(os.dup(1), "wb")
@@ -331,7 +325,6 @@ def main() -> None:
     die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the gateway says when to end
     os.nice(NICE)
-    stay_silent()
     set_up("info")
     channel, lock = _private_output(), threading.Lock()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,3 +90,17 @@ def test_no_triton_is_one_clear_error(tmp_path: Path, unused_tcp_port: int) -> N
     with pytest.raises(EngineError, match="does not serve tiny") as caught:
         open_engine(model, EngineSettings(triton=f"127.0.0.1:{unused_tcp_port}"))
     assert caught.value.code == "triton_not_ready"
+
+
+def test_reading_a_network_tells_nobody(tmp_path: Path) -> None:
+    publish_tiny(tmp_path, manifest())
+    program = f"""
+import os, sys, pathlib
+os.fork = os.forkpty = None  # the reporter forks to send its request
+from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.repository import Repository
+open_engine(Repository([pathlib.Path({str(tmp_path)!r})]).model(), EngineSettings(threads=1))
+sys.exit(sys.modules["openvino_telemetry"] is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference.engines import Batch, Output, Weighted
+from hilum_inference.engines.runtime import openvino
 from hilum_inference.errors import EngineError, OutOfMemoryError
 from hilum_inference.windows import weight_map
 
@@ -38,11 +39,9 @@ class OpenVinoEngine:
     """
 
     def __init__(self, model: Model, precision: str = "f32", threads: int | None = None) -> None:
-        import openvino
-
         self.precision = precision
         self._model = model
-        self._core = openvino.Core()
+        self._core = openvino().Core()
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
@@ -95,11 +94,10 @@ class OpenVinoEngine:
         return manifest.head.features if output == "features" and manifest.head else manifest.classes
 
     def _infer(self, kind: _Kind, batch: Batch, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        import openvino
-
+        tensor = openvino().Tensor
         request = self._request(kind)
-        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(batch, np.float32), shared_memory=True))
-        request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
+        request.set_input_tensor(tensor(np.ascontiguousarray(batch, np.float32), shared_memory=True))
+        request.set_output_tensor(tensor(out, shared_memory=True))
         try:
             request.infer()
         except RuntimeError as error:
@@ -123,8 +121,6 @@ class OpenVinoEngine:
             self._idle[kind].append(request)
 
     def _compile(self, kind: _Kind) -> Any:
-        import openvino
-
         manifest = self._model.manifest
         names = manifest.tensors
         wanted = names.features if kind.output == "features" else names.logits
@@ -136,7 +132,7 @@ class OpenVinoEngine:
             answer = kept[0].node.input_value(0)
             if kind.weighted:
                 answer = _weighted(answer, weight_map(manifest.windows.size, manifest.windows.weights), kind.batch)
-            network = openvino.Model([answer], network.get_parameters(), manifest.name)
+            network = openvino().Model([answer], network.get_parameters(), manifest.name)
             network.reshape({names.image: [kind.batch, len(manifest.channels), *manifest.windows.size]})
             return self._core.compile_model(network, "CPU", self._config)
         except RuntimeError as error:
@@ -145,8 +141,7 @@ class OpenVinoEngine:
 
 def _weighted(answer: Any, weights: NDArray[np.float32], batch: int) -> Any:
     """Append to the network: times the weights, the weights as one more channel, channels last."""
-    from openvino import opset15 as ops
-
+    ops = openvino().opset15
     constant = ops.constant(weights[None, None])
     repeated = ops.constant(np.repeat(weights[None, None], batch, axis=0))
     joined = ops.concat([ops.multiply(answer, constant), repeated], 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hilum_inference.engines.runtime import openvino
 from hilum_inference.files import write_atomically
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def chosen_precision(model: Model, settings: EngineSettings) -> str:
     allowed = model.manifest.precisions
     if len(allowed) == 1 or settings.record is None:
         return allowed[0]
-    import openvino
-
-    key = f"{model.digest} {cpu_name()} openvino {openvino.__version__}"
+    key = f"{model.digest} {cpu_name()} openvino {openvino().__version__}"
     recorded = _read(settings.record)
     if key not in recorded or recorded[key]["precision"] not in allowed:
         seconds = {precision: _seconds(model, precision, settings.threads) for precision in allowed}
