@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference import intensity
-from hilum_inference.geometry import ModelGrid
+from hilum_inference.geometry import ModelGrid, oriented_axes
 from hilum_inference.intensity import Normaliser
 from hilum_inference.io import read_volume
-from hilum_inference.manifest import Manifest
+from hilum_inference.manifest import Geometry, Manifest
 from hilum_inference.preprocess import model_grid
-from hilum_inference.volume import Volume
+from hilum_inference.volume import Grid, Volume
 from hilum_search.errors import DataError, RecipeError
 from hilum_search.recipe import Recipe, Target
 
@@ -108,17 +108,32 @@ def load_case(files: Files, manifest: Manifest) -> Case:
 
 
 def read_pair(files: Files) -> tuple[Volume, Volume]:
-    """Image and reference segmentation as stored.
+    """Image as stored, and reference segmentation with its axes in the order and direction of the image's.
 
     Raises:
         InputError: a file that cannot be read.
         DataError: two different grids.
     """
-    image, labels = read_volume(files.image), read_volume(files.labels)
+    image = read_volume(files.image)
+    labels = turned(read_volume(files.labels), image.grid.orientation)
     if not image.grid.close_to(labels.grid, GRID_TOLERANCE_MM):
         names = f"{files.image.name} and {files.labels.name}"
         raise DataError(f"{names} lie on different grids; resample one to the other.")
     return image, labels
+
+
+def turned(volume: Volume, orientation: str) -> Volume:
+    """The same voxels in the same places with the axes in another order and direction, nothing copied."""
+    axes, flipped = oriented_axes(volume.grid, Geometry(orientation=orientation))
+    array = volume.array.transpose(0, *(axis + 1 for axis in axes))
+    array = array[:, *(slice(None, None, -1 if flip else 1) for flip in flipped)]
+    step = np.zeros((4, 4))  # from the new voxel indices to the old ones
+    step[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(axes, flipped, strict=True)):
+        step[old, new] = -1 if flip else 1
+        step[old, 3] = volume.grid.shape[old] - 1 if flip else 0
+    shape = (array.shape[1], array.shape[2], array.shape[3])
+    return dataclasses.replace(volume, array=array, grid=Grid(shape, volume.grid.affine @ step))
 
 
 def normalise(values: NDArray[np.float32], normalisers: Sequence[Normaliser]) -> NDArray[np.float32]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hilum_inference.io import write_volume
+from hilum_inference.io import read_volume, write_volume
 from hilum_inference.preprocess import Source, model_grid
 from hilum_inference.volume import Volume
-from hilum_search.data import Case, Files, class_table, find_cases, load_case, normalise, sha256, split, targets
+from hilum_search.data import Case, Files, class_table, find_cases, load_case, normalise, sha256, split, targets, turned
 from hilum_search.errors import DataError, RecipeError
 from hilum_search.recipe import Recipe, parse_recipe
 
@@ -81,6 +81,26 @@ def test_another_file_under_the_same_name_is_refused(files: Files, recipe_text: 
 def test_a_missing_case_is_named(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no phantom\.nii\.gz"):
         find_cases(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "SPR", "AIL"])
+def test_a_turned_volume_keeps_every_voxel_in_its_place(orientation: str) -> None:
+    array = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    affine = np.array([[0, -1.1, 0, 4], [2.0, 0, 0.02, 5], [0.01, 0, 2.2, 6], [0, 0, 0, 1]])
+    volume = Volume.from_array(array, affine)
+    there = turned(volume, orientation)
+    assert there.grid.orientation == orientation
+    for value in (0, 17, 95, 119):
+        here, now = (np.argwhere(v.array[0] == value)[0] for v in (volume, there))
+        np.testing.assert_allclose(affine @ [*here, 1], there.grid.affine @ [*now, 1])
+
+
+def test_a_reference_stored_along_other_axes_is_turned(
+    files: Files, recipe: Recipe, case: Case, tmp_path: Path
+) -> None:
+    other = Files(files.image, tmp_path / "other.nii.gz")
+    write_volume(other.labels, turned(read_volume(files.labels), "SPR"))
+    np.testing.assert_array_equal(load_case(other, recipe.manifest()).ids, case.ids)
 
 
 def test_rules_before_resampling_are_refused(files: Files, recipe_text: str) -> None:
