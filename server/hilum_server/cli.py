@@ -30,13 +30,16 @@ def serve(
     repository: Annotated[list[Path] | None, typer.Option(help="Model folder; repeat for several.")] = None,
     data: Data = None,
     worker_threads: Annotated[int | None, typer.Option(help="Threads of the engine (default: all cores).")] = None,
+    triton: Annotated[
+        str | None, typer.Option(help="host:port of a Triton's gRPC endpoint that runs the networks.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
 ) -> None:
     """Start the gateway. Beyond this machine it refuses to start without users or keys."""
     from hilum_server.settings import read_settings
 
-    flags = {"host": host, "port": port, "data": data, "threads": worker_threads}
+    flags = {"host": host, "port": port, "data": data, "threads": worker_threads, "triton": triton}
     folders = tuple(repository) if repository else None
     _serve(read_settings(os.environ, **flags, repository=folders, tls_cert=tls_cert, tls_key=tls_key))
 

@@ -35,7 +35,6 @@ class ServerSettings(_Group):
     port: int = Field(default=8000, ge=0, le=65535)
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    threads: int = Field(default=0, ge=0, le=1024)
     wait_seconds: float = Field(default=2.0, ge=0, le=60)
     grace_seconds: float = Field(default=20.0, ge=0, le=3600)
     header_seconds: float = Field(default=15.0, gt=0)
@@ -44,8 +43,16 @@ class ServerSettings(_Group):
     queue: int = Field(default=256, ge=1)
     queue_per_user: int = Field(default=64, ge=1)
     attempts: int = Field(default=3, ge=1, le=100)
-    memory_gib: float | None = Field(default=None, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class InferenceSettings(_Group):
+    """What runs the networks."""
+
+    threads: int = Field(default=0, ge=0, le=1024)
+    memory_gib: float | None = Field(default=None, gt=0)
+    triton: str | None = Field(default=None, pattern=r"^[^/\s]+:\d+$")
+    triton_seconds: float = Field(default=120.0, gt=0)
 
 
 class StorageSettings(_Group):
@@ -86,6 +93,7 @@ class Settings(_Group):
     """All settings of one gateway."""
 
     server: ServerSettings = ServerSettings()
+    inference: InferenceSettings = InferenceSettings()
     storage: StorageSettings = StorageSettings()
     auth: AuthSettings = AuthSettings()
 
@@ -97,7 +105,12 @@ class Settings(_Group):
         return not is_loopback(self.server.host)
 
 
-GROUPS: Mapping[str, type[_Group]] = {"server": ServerSettings, "storage": StorageSettings, "auth": AuthSettings}
+GROUPS: Mapping[str, type[_Group]] = {
+    "server": ServerSettings,
+    "inference": InferenceSettings,
+    "storage": StorageSettings,
+    "auth": AuthSettings,
+}
 
 Environment = Annotated[Mapping[str, str], "such as os.environ"]
 

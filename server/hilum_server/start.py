@@ -50,10 +50,12 @@ def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
 
 
 def _config(settings: Settings) -> dict[str, object]:
-    memory = settings.server.memory_gib
+    inference = settings.inference
     return {
         "repositories": [str(folder) for folder in settings.storage.repository],
         "data": str(settings.storage.data),
-        "threads": settings.server.threads,
-        "memory": None if memory is None else int(memory * GIB),
+        "threads": inference.threads,
+        "memory": None if inference.memory_gib is None else int(inference.memory_gib * GIB),
+        "triton": inference.triton,
+        "triton_seconds": inference.triton_seconds,
     }

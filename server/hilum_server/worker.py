@@ -2,7 +2,7 @@
 
 It speaks JSON lines. Read from standard input: first the configuration, then orders::
 
-    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null}
+    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null}
     {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
     {"do": "cancel", "job": id}
     {"do": "models", "ask": n}
@@ -57,13 +57,17 @@ class WorkerConfig:
         repositories: model folders; of two models of one name that of the earlier folder is served.
         data: the data folder, where precision choices are recorded.
         threads: of the engine; 0 is all cores.
-        memory: budget in bytes for one job; None leaves it to the pipeline.
+        memory: budget in bytes for one job; None: a share of what is free when it starts.
+        triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
+        triton_seconds: for one batch of windows there.
     """
 
     repositories: tuple[Path, ...]
     data: Path
     threads: int = 0
     memory: int | None = None
+    triton: str | None = None
+    triton_seconds: float = 120.0
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -74,7 +78,10 @@ class WorkerConfig:
             from hilum_inference.repository import shipped_repository
 
             folders = (data / "models", shipped_repository())
-        return cls(folders, data, int(message["threads"]), message["memory"])
+        settings = {
+            name: message[name] for name in ("threads", "memory", "triton", "triton_seconds") if name in message
+        }
+        return cls(folders, data, **settings)
 
 
 class Engines:
@@ -107,7 +114,9 @@ class Engines:
     def _settings(self) -> EngineSettings:
         from hilum_inference.engines import EngineSettings
 
-        return EngineSettings(threads=self._config.threads or None, record=self._config.data / "precision.json")
+        config = self._config
+        record = config.data / "precision.json"
+        return EngineSettings(config.threads or None, config.triton, config.triton_seconds, record)
 
 
 class Worker:
@@ -176,6 +185,7 @@ class Worker:
 
     def _segment(self, message: Message) -> Message:
         from hilum_inference.io import read_volume, stack_channels
+        from hilum_inference.local import free_memory
         from hilum_inference.pipeline import Segmenter
 
         model = self._repository.model(message["model"], int(message["version"]))
@@ -185,7 +195,7 @@ class Worker:
         volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
         engine = PriorityEngine(self._engines.get(model), self._turnstile, message["lane"] == "interactive")
         try:
-            segmenter = Segmenter(model, engine, self._config.memory)
+            segmenter = Segmenter(model, engine, self._config.memory or free_memory())
             progress = Progress(message["job"], self._say)
             found = segmenter.segment(volume, progress, self._cancelled[message["job"]].is_set)
         finally:
