@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hilum_search.limbs import draw_limb
 from hilum_search.recipe import Augmentation
 
 COARSE = (4, 4, 2)  # control points of the elastic field and of the intensity bias
@@ -42,10 +43,17 @@ class Augmenter:
         self.class_of = class_of  # (largest id + 1,)
 
     def draw(self, slab: Slab, centre: Tensor, chance: torch.Generator) -> Sample:
-        """A window around ``centre`` (3,), a voxel of the slab; beyond the slab its edge is repeated."""
+        """A window around ``centre`` (3,), a voxel of the slab; beyond the slab as the rules say."""
         points = self._points(centre, chance)
         image = _sample(slab.image.float(), points, "bilinear")
         ids = _sample(slab.ids[None].float(), points, "nearest")[0].long()
+        extent = torch.tensor(slab.ids.shape, dtype=torch.float32) - 1
+        where = points / extent.clamp(min=1)
+        if self.rules.outside is not None:
+            beyond = ((where[..., :2] < 0) | (where[..., :2] > 1)).any(-1)
+            image[:, beyond], ids[beyond] = self.rules.outside, 0
+        if self.rules.limbs is not None and _rand(chance) < self.rules.limbs.chance:
+            draw_limb(image, ids, where, self.rules.limbs, chance)
         image = self._enhance(image, ids, chance)
         return Sample(self._disturb(image, chance), self.class_of[ids])
 

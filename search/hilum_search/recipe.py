@@ -83,6 +83,20 @@ class Enhancement(_Part):
     rise: float
 
 
+class Limbs(_Part):
+    """Arms that are painted beside the body, as in scans with the arms down.
+
+    Attributes:
+        chance: that a window gets one.
+        radius: smallest and largest, as shares of the slab's extent along the window's first axis.
+        id: of the reference, for the limb's bone.
+    """
+
+    chance: float = Field(ge=0, le=1)
+    radius: tuple[float, float] = (0.1, 0.15)
+    id: int = Field(ge=1)
+
+
 class Augmentation(_Part):
     """Random changes of a window; angles in degrees, lengths in voxels, intensities in the image's unit.
 
@@ -94,6 +108,8 @@ class Augmentation(_Part):
         short: chance that a window holds only part of its planes, the rest repeated as padding does.
         smallest_share: the smallest such part.
         smooth: chance of a blur along one or all axes, as by thick slices or a soft kernel.
+        outside: value beyond the slab's first two axes, as in a wider field of view; None repeats the edge.
+        limbs: arms painted into the air.
         enhancement: organs raised together, by a random strength.
         enhance: chance that they are.
     """
@@ -109,6 +125,8 @@ class Augmentation(_Part):
     smallest_share: float = Field(default=0.5, gt=0, le=1)
     smooth: float = Field(default=0.0, ge=0, le=1)
     enhance: float = Field(default=0.0, ge=0, le=1)
+    outside: float | None = None
+    limbs: Limbs | None = None
     enhancement: tuple[Enhancement, ...] = ()
 
 

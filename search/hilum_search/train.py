@@ -33,6 +33,8 @@ LARGEST_GRADIENT = 5.0
 """Norm to which gradients are cut."""
 JITTER = 0.75
 """Share of a window by which its centre is moved at random from the voxel it was drawn for."""
+SLACK = 0.25
+"""Share of a window by which it may stand out of the slab across the planes, as where more air lies around the body."""
 ENHANCED_STRENGTH = 0.6
 """Share of the recipe's largest rise at which held-back slabs are scored a second time."""
 
@@ -169,7 +171,8 @@ class _Run:
             voxels = self.seeds[int(torch.randint(len(self.seeds), (), generator=self.chance))]
             slab, i, j, k = voxels[int(torch.randint(len(voxels), (), generator=self.chance))].tolist()
             jitter = (torch.rand(3, generator=self.chance) - 0.5) * side * JITTER
-            sample = self.augmenter.draw(self.slabs[slab], torch.tensor([i, j, k]) + jitter, self.chance)
+            centre = _within(torch.tensor([i, j, k]) + jitter, side, self.slabs[slab])
+            sample = self.augmenter.draw(self.slabs[slab], centre, self.chance)
             images.append(normalise(sample.image.numpy(), self.cases.train[slab].normalisers))
             classes.append(sample.classes)
         return torch.from_numpy(np.stack(images)), torch.stack(classes)
@@ -186,10 +189,20 @@ def _slab(case: Case) -> Slab:
     return Slab(torch.from_numpy(np.ascontiguousarray(case.image)), torch.from_numpy(np.ascontiguousarray(case.ids)))
 
 
+def _within(centre: Tensor, side: Tensor, slab: Slab) -> Tensor:
+    """The centre moved across the planes until its window stands where inference puts windows, give or take SLACK."""
+    size = torch.tensor(slab.ids.shape, dtype=torch.float32)
+    reach = ((size - side) / 2).clamp(min=0) + SLACK * side
+    reach[2] = torch.inf
+    middle = (size - 1) / 2
+    return torch.minimum(torch.maximum(centre, middle - reach), middle + reach)
+
+
 def _table(recipe: Recipe, cases: Sequence[Case]) -> Tensor:
     """(largest id + 1,) class of every id that the cases hold or the recipe names."""
-    named = (i for organ in recipe.augmentation.enhancement for i in organ.ids)
-    largest = max(*(int(case.ids.max(initial=0)) for case in cases), *named, 0)
+    named = [i for organ in recipe.augmentation.enhancement for i in organ.ids]
+    limbs = recipe.augmentation.limbs
+    largest = max(*(int(case.ids.max(initial=0)) for case in cases), *named, limbs.id if limbs else 0)
     return torch.from_numpy(class_table(recipe.labels, largest))
 
 

@@ -33,6 +33,14 @@ def test_beyond_the_slab_its_edge_is_repeated(case: Case) -> None:
         np.testing.assert_allclose(sample.image[..., beyond], sample.image[..., 3], atol=1e-3)
 
 
+def test_beyond_the_slab_there_may_be_air(case: Case) -> None:
+    rules = Augmentation(outside=-1000.0)
+    sample = Augmenter(rules, SIZE, TABLE).draw(slab_of(case), torch.tensor([0.5, 9.5, 9.5]), chance())
+    assert bool((sample.image[:, :7] == -1000.0).all())
+    assert float(sample.image[:, 8:].min()) > -100
+    assert int(sample.classes[:7].max()) == 0
+
+
 def test_a_short_window_repeats_its_outer_planes(case: Case) -> None:
     rules = Augmentation(short=1.0, smallest_share=0.5)
     repeated = []

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hilum_search import train as module
+from hilum_search.augment import Slab
 from hilum_search.data import Case, split
 from hilum_search.errors import DataError
 from hilum_search.recipe import Recipe
@@ -115,6 +116,17 @@ def test_the_curve_has_no_row_twice_after_a_resume(
     train(recipe, Cases([case]), tmp_path)
     with (tmp_path / "curve.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_windows_stand_where_inference_puts_them() -> None:
+    slab = Slab(torch.zeros(1, 40, 10, 20), torch.zeros(40, 10, 20, dtype=torch.long))
+    side = torch.tensor([16.0, 16.0, 8.0])
+    for corner in ([0.0, 0.0, 0.0], [39.0, 9.0, 19.0]):
+        centre = module._within(torch.tensor(corner), side, slab)
+        first, last = centre - (side - 1) / 2, centre + (side - 1) / 2
+        assert float(first[0]) >= -4 and float(last[0]) <= 39 + 4
+        assert abs(float(centre[1]) - 4.5) == 4  # narrower than a window: about its middle
+        assert float(centre[2]) == corner[2]
 
 
 def test_examples_in_the_docstrings() -> None:
