@@ -4,8 +4,8 @@ The starts and ends of all windows cut the two longest axes into intervals; a *c
 full third axis. A cell is born with the first window that touches it, and given away and freed after the last. What
 lives at a time is a slab of the overlap's depth with the smallest face of the volume, whatever the length of the scan.
 
-Channels lie last in memory: (D, H, W, C + 1), the C weighted values and then the weight itself. A window then adds to
-a cell in long runs, and a finished cell is ready for the head's matrix product. Where the channels are features, the
+Channels lie last in memory, (D, H, W, C), and arrive times the weights of their window. A window then adds to a cell in
+long runs, and a finished cell is ready for the head's matrix product. Where the channels are features, the
 head (a 1x1x1 convolution) is linear and is applied once a voxel after blending: memory and work for a window do not
 grow with the number of classes.
 """
@@ -20,29 +20,30 @@ from numpy.typing import NDArray
 
 from hilum_inference.windows import Layout, Shape
 
-Sums = NDArray[np.float32]  # (d, h, w, C + 1): weighted sums, then the sum of weights
+Sums = NDArray[np.float32]  # (d, h, w, C): weighted sums
+Weights = NDArray[np.float32]  # (d, h, w): sums of weights
 
 
 def weigh(
     answers: NDArray[np.float32], weights: NDArray[np.float32], out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """(N, C, D, H, W) answers and (D, H, W) weights to what a Blender adds, (N, D, H, W, C + 1)."""
+    """(N, C, D, H, W) answers and (D, H, W) weights to what a Blender adds, (N, D, H, W, C)."""
     count, channels, *size = answers.shape
     if out is None:
-        out = np.empty((count, *size, channels + 1), np.float32)
+        out = np.empty((count, *size, channels), np.float32)
     for answer, weighted in zip(answers, out, strict=True):
         for d, plane in enumerate(weights):  # plane by plane, so that the product stays in the cache
-            weighted[d, ..., :channels] = np.moveaxis(answer[:, d] * plane, 0, -1)
-    out[..., channels] = weights
+            weighted[d] = np.moveaxis(answer[:, d] * plane, 0, -1)
     return out
 
 
 @dataclass(frozen=True)
 class Block:
-    """A finished part of the volume: where it starts, and its weighted sums."""
+    """A finished part of the volume: where it starts, its weighted sums, and the sums of weights."""
 
     start: Shape
     sums: Sums
+    weights: Weights
 
 
 class Blender:
@@ -51,17 +52,19 @@ class Blender:
     Args:
         layout: where the windows stand.
         channels: C of the windows that will be added.
+        weights: (D, H, W), by which the windows that will be added were multiplied.
     """
 
-    def __init__(self, layout: Layout, channels: int) -> None:
+    def __init__(self, layout: Layout, channels: int, weights: Weights) -> None:
         self._layout = layout
         self._channels = channels
+        self._weights = weights
         self._cuts = {axis: _cuts(layout, axis) for axis in layout.sweep[:2]}
         self._last = {axis: _last_touch(layout, axis) for axis in layout.sweep[:2]}
-        self._cells: dict[tuple[int, int], Sums] = {}
+        self._cells: dict[tuple[int, int], tuple[Sums, Weights]] = {}
 
     def add(self, start: Shape, window: NDArray[np.float32]) -> list[Block]:
-        """Add one weighted (D, H, W, C + 1) window that starts at ``start``; the blocks that it finishes."""
+        """Add one weighted (D, H, W, C) window that starts at ``start``; the blocks that it finishes."""
         a, b, c = self._layout.sweep
         size = self._layout.size
         inside, within = [slice(None)] * 3, [slice(None)] * 3
@@ -72,9 +75,11 @@ class Blender:
                 within[b] = slice(self._cuts[b][j] - start[b], self._cuts[b][j + 1] - start[b])
                 cell = self._cells.get((i, j))
                 if cell is None:
-                    cell = self._cells[i, j] = np.zeros(self._cell_shape(i, j), np.float32)
-                part = cell[*inside]
-                part += window[*within]
+                    shape = self._cell_shape(i, j)
+                    sums, weights = np.zeros((*shape, self._channels), np.float32), np.zeros(shape, np.float32)
+                    cell = self._cells[i, j] = sums, weights
+                for total, part in zip(cell, (window, self._weights), strict=True):
+                    total[*inside] += part[*within]
         return self._finished(start)
 
     def _finished(self, start: Shape) -> list[Block]:
@@ -89,18 +94,18 @@ class Blender:
             ]
             for axis in (a, b)
         ]
-        return [Block(self._cell_start(i, j), self._cells.pop((i, j))) for i in done[0] for j in done[1]]
+        return [Block(self._cell_start(i, j), *self._cells.pop((i, j))) for i in done[0] for j in done[1]]
 
     def _cell_start(self, i: int, j: int) -> Shape:
         a, b, c = self._layout.sweep
         place = {a: self._cuts[a][i], b: self._cuts[b][j], c: 0}
         return place[0], place[1], place[2]
 
-    def _cell_shape(self, i: int, j: int) -> tuple[int, int, int, int]:
+    def _cell_shape(self, i: int, j: int) -> Shape:
         a, b, c = self._layout.sweep
         sizes = {a: self._cuts[a][i + 1] - self._cuts[a][i], b: self._cuts[b][j + 1] - self._cuts[b][j]}
         sizes[c] = self._layout.shape[c]
-        return sizes[0], sizes[1], sizes[2], self._channels + 1
+        return sizes[0], sizes[1], sizes[2]
 
 
 def peak_bytes(layout: Layout, channels: int) -> int:

@@ -170,10 +170,12 @@ class ModelGrid:
         target = self.view(out[None])[0]
         slow, middle, fast = sorted(range(3), key=lambda a: -abs(target.strides[a]))
         index = [m.inverse(0).nearest for m in self.maps]
-        wide = np.take(labels.transpose(slow, middle, fast), index[fast], axis=2)
-        rows = target.transpose(slow, middle, fast)
+        small, rows = labels.transpose(slow, middle, fast), target.transpose(slow, middle, fast)
+        last, wide = -1, small[0]
         for plane, source in enumerate(index[slow]):
-            rows[plane] = wide[source][index[middle]]
+            if source != last:
+                last, wide = source, np.take(small[source], index[fast], axis=1)
+            rows[plane] = wide[index[middle]]
 
 
 def oriented_axes(grid: Grid, geometry: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:

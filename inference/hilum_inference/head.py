@@ -33,21 +33,32 @@ class Decider:
             weight, bias = manifest.head.arrays()
             self._head = np.ascontiguousarray(np.vstack([weight.T, bias]), np.float32)  # (C + 1, K)
 
-    def labels(self, sums: NDArray[np.float32]) -> Labels:
-        """(..., C + 1) sums to (...) label ids.
+    def labels(self, sums: NDArray[np.float32], weights: NDArray[np.float32]) -> Labels:
+        """(..., C) sums and (...) weights to (...) label ids.
 
         Raises:
             EngineError: a sum is not finite: the back-end answered nonsense.
         """
-        flat = sums.reshape(-1, sums.shape[-1])
+        flat, weight = sums.reshape(-1, sums.shape[-1]), weights.reshape(-1)
         if not np.isfinite(flat.sum()):  # one infinite or NaN summand makes the sum so
             raise EngineError("The network answered values that are not finite; nothing was saved.", code="not_finite")
         out = np.empty(len(flat), self.dtype)
+        joined = np.empty((CHUNK, flat.shape[1] + 1), np.float32)
         for first in range(0, len(flat), CHUNK):
-            part = flat[first : first + CHUNK]
-            # (n, K) logits, each times the voxel's weight
-            out[first : first + CHUNK] = self._decide(part[:, :-1] if self._head is None else part @ self._head)
-        return out.reshape(sums.shape[:-1])
+            part = slice(first, first + CHUNK)
+            out[part] = self._decide(self._logits(flat[part], weight[part], joined))
+        return out.reshape(weights.shape)
+
+    def _logits(
+        self, sums: NDArray[np.float32], weights: NDArray[np.float32], joined: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(n, K) logits, each times the voxel's weight; ``joined`` is scratch for one matrix product with the bias."""
+        if self._head is None:
+            return sums
+        both = joined[: len(sums)]
+        both[:, :-1] = sums
+        both[:, -1] = weights
+        return np.asarray(both @ self._head)
 
     def _decide(self, logits: NDArray[np.float32]) -> Labels:
         if not self._regions:

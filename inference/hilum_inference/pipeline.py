@@ -131,7 +131,8 @@ class Segmenter:
             decider = Decider(manifest, manifest.blends_features)
             sink_type: type[LabelSink | ChannelSink] = LabelSink if manifest.way_back == "labels" else ChannelSink
             sink = sink_type(source, grid, decider, volume.array)
-            blender = blend.Blender(source.layout, self._channels)
+            weights = weight_map(manifest.windows.size, manifest.windows.weights)
+            blender = blend.Blender(source.layout, self._channels, weights)
             done = 0
             for starts, answers in self._answers(source, clock, cancelled):
                 for start, answer in zip(starts, answers, strict=True):
@@ -181,7 +182,7 @@ class Segmenter:
                 waiting = following
 
     def _run(self, windows: NDArray[np.float32], out: NDArray[np.float32] | None, clock: _Clock) -> NDArray[np.float32]:
-        """One batch, (N, D, H, W, C + 1) weighted; test-time flips are undone and averaged before the weights."""
+        """One batch, (N, D, H, W, C) weighted; test-time flips are undone and averaged before the weights."""
         windowing = self._model.manifest.windows
         flips = self._model.manifest.flips
         with clock("network"):

@@ -19,8 +19,9 @@ from hilum_inference.manifest import Crop, Manifest
 from hilum_inference.volume import Volume
 from hilum_inference.windows import Layout, Shape
 
-BLOCK_PLANES = 32
-"""Planes resampled at once: enough that a strided read uses whole cache lines."""
+NEAR_PLANES, FAR_PLANES = 4, 32
+"""Planes resampled at once: few where they lie one after the other in memory, so that a block stays in the cache; more
+where a read across them would use little of each cache line."""
 BODY_SHARE = 1e-3
 """A plane belongs to the body where more than this share of its voxels lies above the threshold."""
 
@@ -145,12 +146,17 @@ class Source:
         sweep = self.layout.sweep[0]
         real = np.pad(np.arange(1, self._grid.shape[sweep] + 1), self.padding[sweep], self._mode) - 1  # -1: no source
         missing = [p for p in range(first, last) if p not in self._planes]
-        for chunk in (missing[n : n + BLOCK_PLANES] for n in range(0, len(missing), BLOCK_PLANES)):
+        for chunk in (missing[n : n + self._block] for n in range(0, len(missing), self._block)):
             wanted = [int(real[p]) for p in chunk]
             known = [p for p in wanted if p >= 0]
             made = self._made(min(known), max(known) + 1) if known else None
             for p, source in zip(chunk, wanted, strict=True):
                 self._planes[p] = self._blank() if made is None or source < 0 else made[source - min(known)]
+
+    @cached_property
+    def _block(self) -> int:
+        strides = [abs(stride) for stride in self._view.strides[1:]]
+        return NEAR_PLANES if strides[self.layout.sweep[0]] == max(strides) else FAR_PLANES
 
     @property
     def _mode(self) -> Any:
@@ -171,6 +177,7 @@ class Source:
             if not after:
                 normaliser.apply(block)
             block = self._resampled(block, sweep, first, last)
+            self._hold_in_range(block, c, first, last)
             if after:
                 normaliser.apply(block)
             channels.append(np.moveaxis(block, sweep, 0))
@@ -207,13 +214,49 @@ class Source:
             block = maps[axis].resample(block, order.index(axis), (first, last) if axis == sweep else None)
         return block.transpose(np.argsort(order))
 
+    def _hold_in_range(self, block: NDArray[np.float32], channel: int, first: int, last: int) -> None:
+        """Clip what a cubic spline overshoots to the range of its input, as scikit-image does (``align: edges``)."""
+        if self._manifest.geometry.order != 3 or self._manifest.geometry.align != "edges":
+            return
+        ranges = self._ranges[channel]
+        axis = self._separate_axis
+        if axis is None:
+            np.clip(block, ranges[:, 0].min(), ranges[:, 1].max(), out=block)
+            return
+        mapping = self._grid.maps[axis]
+        part = mapping.nearest[first:last] if axis == self.layout.sweep[0] else mapping.nearest
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        np.clip(block, ranges[part, 0].reshape(shape), ranges[part, 1].reshape(shape), out=block)
+
+    @cached_property
+    def _separate_axis(self) -> int | None:
+        """The axis that is not interpolated by the spline, whose slices nnU-Net resizes one by one."""
+        apart = [a for a, mapping in enumerate(self._grid.maps) if mapping.order != 3]
+        return apart[0] if apart else None
+
+    @cached_property
+    def _ranges(self) -> list[NDArray[np.float32]]:
+        """For each channel (slices along the separate axis, 2): least and greatest value that goes into the spline."""
+        axis = self._separate_axis or 0
+        before = self._manifest.intensity.stage == "before-resampling"
+        ranges = []
+        for c, normaliser in enumerate(self.normalisers):
+            found = np.empty((self._view.shape[axis + 1], 2), np.float32)
+            for n in range(len(found)):
+                values = self._stored(c, axis, n, n + 1)
+                if before:
+                    normaliser.apply(values)
+                found[n] = values.min(), values.max()
+            ranges.append(found)
+        return ranges
+
     def _blocks(self, channel: int, resampled: bool) -> Iterator[NDArray[np.float32]]:
         """The whole channel before or after resampling, block by block, not normalised."""
         sweep = self.layout.sweep[0]
         mapping = self._grid.maps[sweep]
         length = mapping.size_out if resampled else mapping.size_in
-        for first in range(0, length, BLOCK_PLANES):
-            last = min(first + BLOCK_PLANES, length)
+        for first in range(0, length, self._block):
+            last = min(first + self._block, length)
             if resampled:
                 block = self._stored(channel, sweep, *mapping.source_range(first, last))
                 yield self._resampled(block, sweep, first, last)

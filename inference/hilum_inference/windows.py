@@ -59,7 +59,7 @@ def weight_map(size: Shape, rule: Weights) -> NDArray[np.float32]:
         floored: NDArray[np.float32] = np.maximum(product, np.float32(max(float(product.min()), MONAI_FLOOR)))
         return floored
     peak = _outer([_nnunet_axis(n) for n in size])
-    rounded = (peak / (peak.max() / NNUNET_PEAK)).astype(np.float16).astype(np.float32)
+    rounded: NDArray[np.float32] = (peak / (peak.max() / NNUNET_PEAK)).astype(np.float16).astype(np.float32)
     rounded[rounded == 0] = rounded[rounded > 0].min()
     return rounded
 

@@ -41,7 +41,7 @@ class TorchEngine:
         return answer
 
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
-        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1), as a Blender adds them."""
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F), as a Blender adds them."""
         return weigh(self.run(batch, output), self._weights, out)
 
     def ready(self) -> bool:

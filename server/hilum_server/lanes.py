@@ -64,7 +64,7 @@ class PriorityEngine:
             return self._engine.run(batch, output)
 
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
-        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1) float32, in turn."""
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F) float32, in turn."""
         with self._turn():
             return self._engine.run_weighted(batch, output, out)
 

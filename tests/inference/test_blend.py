@@ -35,16 +35,20 @@ def test_streamed_sums_equal_the_plain_sums_and_each_voxel_comes_once(shape, siz
     random = np.random.default_rng(0)
     windows = [random.normal(size=(2, *size)).astype(np.float32) for _ in layout]
     weights = weight_map(size, "monai")
-    blender = Blender(layout, 2)
+    blender = Blender(layout, 2, weights)
     got = np.full((3, *shape), np.nan)
     most = 0
     for start, window in zip(layout, windows, strict=True):
         blocks = blender.add(start, weigh(window[None], weights)[0])
-        most = max(most, sum(cell.nbytes for cell in blender._cells.values()) + sum(b.sums.nbytes for b in blocks))
+        most = max(
+            most,
+            sum(part.nbytes for cell in blender._cells.values() for part in cell) + sum(b.sums.nbytes for b in blocks),
+        )
         for block in blocks:
             where = tuple(slice(s, s + n) for s, n in zip(block.start, block.sums.shape[:3], strict=True))
             assert np.isnan(got[:, *where]).all()
-            got[:, *where] = np.moveaxis(block.sums, -1, 0)
+            got[:-1][:, *where] = np.moveaxis(block.sums, -1, 0)
+            got[-1][where] = block.weights
     np.testing.assert_allclose(got, _plain(layout, windows, weights), rtol=1e-5, atol=1e-5)
     assert most <= peak_bytes(layout, 2)
 
@@ -63,11 +67,12 @@ def test_sweep_runs_along_the_longest_axis() -> None:
 @pytest.mark.parametrize("shape", list(itertools.permutations((16, 24, 40))))
 def test_every_order_of_axes_blends_constants_to_themselves(shape: tuple[int, int, int]) -> None:
     layout = Layout(shape, (16, 16, 16), 0.5, "nnunet")
-    blender = Blender(layout, 1)
-    window = weigh(np.full((1, 1, 16, 16, 16), 3, np.float32), weight_map((16, 16, 16), "nnunet"))[0]
+    weights = weight_map((16, 16, 16), "nnunet")
+    blender = Blender(layout, 1, weights)
+    window = weigh(np.full((1, 1, 16, 16, 16), 3, np.float32), weights)[0]
     covered = 0
     for start in layout:
         for block in blender.add(start, window):
-            covered += block.sums[..., 0].size
-            np.testing.assert_allclose(block.sums[..., 0] / block.sums[..., 1], 3, rtol=1e-6)
+            covered += block.weights.size
+            np.testing.assert_allclose(block.sums[..., 0] / block.weights, 3, rtol=1e-6)
     assert covered == np.prod(shape)

@@ -130,3 +130,38 @@ def test_voxels_that_are_not_finite_are_refused_and_never_become_a_mask(value: f
     with pytest.raises(UnreadableError, match="not finite") as caught:
         _whole(Volume.from_array(image), manifest())
     assert caught.value.code == "non_finite_voxels"
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target"),
+    [((1.0, 1.2, 1.4), (0.8, 0.9, 1.3)), ((1.0, 1.0, 5.0), (0.8, 0.8, 2.5)), ((1.0, 1.0, 2.5), (0.8, 0.9, 5.0))],
+    ids=["isotropic", "thick slices", "thick target"],
+)
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0)])
+def test_cubic_resampling_equals_nnunets(
+    spacing: tuple[float, float, float], target: tuple[float, float, float], axes: tuple[int, int, int]
+) -> None:
+    nnunet = pytest.importorskip(
+        "nnunetv2.preprocessing.resampling.default_resampling", reason="nnU-Net is not installed"
+    )
+    image = np.random.default_rng(0).normal(0, 300, (24, 40, 30)).astype(np.int16)
+    geometry = {"orientation": "native", "axes": axes, "order": 3, "separate_z": "auto", "align": "edges"}
+    described = manifest(
+        geometry=geometry | {"spacing": [target[a] for a in axes]},
+        intensity={"steps": [[{"rule": "z-score", "scope": "volume"}]], "stage": "before-resampling"},
+    )
+    got = _whole(Volume.from_array(image, np.diag([*spacing, 1.0])), described)[0]
+    normalised = (image - image.mean()) / image.std()
+    shape = [round(n * s / t) for n, s, t in zip(image.shape, spacing, target, strict=True)]
+    expected = nnunet.resample_data_or_seg_to_shape(
+        normalised[None].astype(np.float32).transpose(0, *(a + 1 for a in axes)),
+        [shape[a] for a in axes],
+        [spacing[a] for a in axes],
+        [target[a] for a in axes],
+        is_seg=False,
+        order=3,
+        order_z=0,
+        force_separate_z=None,
+    )[0]
+    inside = tuple(slice((g - n) // 2, (g - n) // 2 + n) for g, n in zip(got.shape, expected.shape, strict=True))
+    np.testing.assert_allclose(got[inside], expected, atol=1e-3)

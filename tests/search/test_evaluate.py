@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hilum_inference.errors import EngineError
+from hilum_inference.windows import weight_map
 from hilum_search import evaluate
 from hilum_search.architecture import C2FNAS
 from hilum_search.data import Case, Files
@@ -68,8 +69,9 @@ def test_the_torch_engine_answers_as_the_network_does(recipe: Recipe) -> None:
     np.testing.assert_array_equal(engine.run(batch), logits)
     np.testing.assert_array_equal(engine.run(batch, "features"), features)
     weighted = engine.run_weighted(batch)
-    assert weighted.shape == (2, 16, 16, 8, 4)
-    np.testing.assert_allclose(weighted[..., :3] / weighted[..., 3:], np.moveaxis(logits, 1, -1), rtol=1e-4)
+    assert weighted.shape == (2, 16, 16, 8, 3)
+    weights = weight_map((16, 16, 8), recipe.manifest().windows.weights)[..., None]
+    np.testing.assert_allclose(weighted / weights, np.moveaxis(logits, 1, -1), rtol=1e-4)
     assert engine.ready()
     engine.close()
 

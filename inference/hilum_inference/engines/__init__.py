@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hilum_inference.repository import Model
 
 Batch = NDArray[np.float32]  # (N, C, D, H, W)
-Weighted = NDArray[np.float32]  # (N, D, H, W, C + 1)
+Weighted = NDArray[np.float32]  # (N, D, H, W, C)
 Output = Literal["logits", "features"]
 
 
@@ -34,7 +34,7 @@ class Engine(Protocol):
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
         """The same answers as a Blender adds them: times the manifest's window weights, channels last.
 
-        (N, C, D, H, W) windows to (N, D, H, W, K or F, + 1), the weight itself last; into ``out`` where given.
+        (N, C, D, H, W) windows to (N, D, H, W, K or F), into ``out`` where given.
         """
         ...
 

@@ -62,12 +62,12 @@ class OpenVinoEngine:
         return self._infer(_Kind(output, len(batch), weighted=False), batch, out)
 
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
-        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1): weighted by the network itself, channels last.
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F): weighted by the network itself, channels last.
 
         Measured on several nets, the product and the order of channels cost the network nothing, or less than nothing:
         OpenVINO keeps channels last inside and saves its own reordering.
         """
-        shape = (len(batch), *batch.shape[2:], self._checked(batch, output) + 1)
+        shape = (len(batch), *batch.shape[2:], self._checked(batch, output))
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape:
@@ -131,7 +131,7 @@ class OpenVinoEngine:
                 raise EngineError(f"The network of {manifest.name} has no tensors {names.image!r} and {wanted!r}.")
             answer = kept[0].node.input_value(0)
             if kind.weighted:
-                answer = _weighted(answer, weight_map(manifest.windows.size, manifest.windows.weights), kind.batch)
+                answer = _weighted(answer, weight_map(manifest.windows.size, manifest.windows.weights))
             network = openvino().Model([answer], network.get_parameters(), manifest.name)
             network.reshape({names.image: [kind.batch, len(manifest.channels), *manifest.windows.size]})
             return self._core.compile_model(network, "CPU", self._config)
@@ -139,13 +139,11 @@ class OpenVinoEngine:
             raise _translated(error) from error
 
 
-def _weighted(answer: Any, weights: NDArray[np.float32], batch: int) -> Any:
-    """Append to the network: times the weights, the weights as one more channel, channels last."""
+def _weighted(answer: Any, weights: NDArray[np.float32]) -> Any:
+    """Append to the network: times the weights, channels last."""
     ops = openvino().opset15
-    constant = ops.constant(weights[None, None])
-    repeated = ops.constant(np.repeat(weights[None, None], batch, axis=0))
-    joined = ops.concat([ops.multiply(answer, constant), repeated], 1)
-    return ops.transpose(joined, ops.constant(np.array([0, 2, 3, 4, 1]))).output(0)
+    product = ops.multiply(answer, ops.constant(weights[None, None]))
+    return ops.transpose(product, ops.constant(np.array([0, 2, 3, 4, 1]))).output(0)
 
 
 def _translated(error: RuntimeError) -> EngineError:

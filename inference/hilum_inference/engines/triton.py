@@ -51,7 +51,7 @@ class TritonEngine:
         return np.array(self._reply(batch, output), np.float32)  # the reply is read-only, the caller may write
 
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
-        """(N, C, D, H, W) windows to (N, D, H, W, K or F, + 1), weighted here."""
+        """(N, C, D, H, W) windows to (N, D, H, W, K or F), weighted here."""
         return weigh(self._reply(batch, output), self._weights, out)
 
     def _reply(self, batch: Batch, output: Output) -> Batch:
