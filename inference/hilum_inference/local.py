@@ -11,7 +11,7 @@ from typing import Any
 from hilum_inference.engines import Engine, EngineSettings, open_engine
 from hilum_inference.errors import MismatchError
 from hilum_inference.io import read_volume, stack_channels, write_labels
-from hilum_inference.pipeline import Progress, Segmentation, Segmenter
+from hilum_inference.pipeline import Planned, Progress, Segmentation, Segmenter
 from hilum_inference.repository import Model, Repository, shipped_repository
 from hilum_inference.volume import Volume
 
@@ -61,6 +61,7 @@ class LocalClient:
         self._settings = EngineSettings(threads=threads)
         self._memory_budget = memory_budget
         self._engines: dict[str, Engine] = {}
+        self._seconds_a_window: dict[str, float | None] = {}
 
     def models(self) -> list[dict[str, Any]]:
         """The models that can be used, each as JSON-able data."""
@@ -73,8 +74,11 @@ class LocalClient:
         model: str | None = None,
         out: Path | str | None = None,
         progress: Progress | None = None,
+        planned: Planned | None = None,
     ) -> LocalResult:
         """Segment one image: a file, a DICOM folder, a Volume, or {channel: file}.
+
+        ``planned(plan)`` hears what it will cost (windows, bytes, seconds where known) before the first window.
 
         Raises:
             InputError: the image cannot be read or does not fit the model.
@@ -88,7 +92,10 @@ class LocalClient:
         engine = self._engines.get(chosen.digest)
         if engine is None:
             engine = self._engines[chosen.digest] = open_engine(chosen, self._settings)
-        done = Segmenter(chosen, engine, self._memory_budget or free_memory()).segment(volume, progress)
+        known = self._seconds_a_window.get(chosen.digest)
+        segmenter = Segmenter(chosen, engine, self._memory_budget or free_memory(), known)
+        done = segmenter.segment(volume, progress, planned=planned)
+        self._seconds_a_window[chosen.digest] = segmenter.seconds_a_window
         start = time.perf_counter()
         target = None if out is None else Path(out)
         if target is not None:

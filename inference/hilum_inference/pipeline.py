@@ -27,6 +27,7 @@ from hilum_inference.windows import Shape, weight_map
 
 Progress = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
+Planned = Callable[["Plan"], None]
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,19 @@ class Segmenter:
         model: what the network is.
         engine: what runs it.
         memory_budget: most bytes a job may add; None: no limit.
+        seconds_a_window: the network's time as an earlier Segmenter of this model measured it; None: not known.
+
+    Attributes:
+        seconds_a_window: as given, or as the last segmentation measured it.
     """
 
-    def __init__(self, model: Model, engine: Engine, memory_budget: int | None = None) -> None:
+    def __init__(
+        self, model: Model, engine: Engine, memory_budget: int | None = None, seconds_a_window: float | None = None
+    ) -> None:
         self._model = model
         self._engine = engine
         self._memory_budget = memory_budget
-        self._seconds_a_window: float | None = None
+        self.seconds_a_window = seconds_a_window
 
     def plan(self, volume: Volume) -> Plan:
         """What ``segment`` will cost.
@@ -112,9 +119,15 @@ class Segmenter:
         return self._plan(volume, model_grid(volume, self._model.manifest))
 
     def segment(
-        self, volume: Volume, progress: Progress | None = None, cancelled: Cancelled | None = None
+        self,
+        volume: Volume,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+        planned: Planned | None = None,
     ) -> Segmentation:
         """Segment a volume; ``progress(done, all)`` and ``cancelled()`` are called at every window.
+
+        ``planned(plan)`` is called once, before the first window.
 
         Raises:
             InputError: as ``plan``.
@@ -128,6 +141,8 @@ class Segmenter:
                 grid = model_grid(volume, manifest)
                 plan = self._plan(volume, grid)
                 source = Source(volume, grid, manifest)
+            if planned is not None:
+                planned(plan)
             decider = Decider(manifest, manifest.blends_features)
             sink_type: type[LabelSink | ChannelSink] = LabelSink if manifest.way_back == "labels" else ChannelSink
             sink = sink_type(source, grid, decider, volume.array)
@@ -152,7 +167,7 @@ class Segmenter:
                     clean(labels, manifest, volume.grid.voxel_ml)
             with clock("statistics"):
                 statistics = label_statistics(labels, volume.grid, manifest.labels)
-        self._seconds_a_window = clock.seconds["network"] / plan.windows
+        self.seconds_a_window = clock.seconds["network"] / plan.windows
         return Segmentation(labels, statistics, clock.seconds, plan, self._identity())
 
     def _answers(
@@ -213,12 +228,13 @@ class Segmenter:
         slab = 4 * len(manifest.channels) * face * layout.size[layout.sweep[0]]
         carried = blend.peak_bytes(layout, self._channels) * (2 if manifest.way_back == "logits" else 1)
         voxels = int(np.prod(volume.grid.shape)) + int(np.prod(grid.shape))
-        needed = carried + slab + 4 * window * (2 * self._channels + 3 * len(manifest.channels)) + voxels
-        seconds = None if self._seconds_a_window is None else self._seconds_a_window * layout.count
+        label_bytes = 1 if max(label.id for label in manifest.labels) < 256 else 2
+        needed = carried + slab + 4 * window * (2 * self._channels + 3 * len(manifest.channels)) + label_bytes * voxels
+        seconds = None if self.seconds_a_window is None else self.seconds_a_window * layout.count
         if self._memory_budget is not None and needed > self._memory_budget:
             raise LimitError(
-                f"Segmenting {' x '.join(map(str, volume.grid.shape))} voxels needs {needed / 2**30:.2f} GiB, the "
-                f"budget is {self._memory_budget / 2**30:.2f} GiB; crop the volume or raise the budget.",
+                f"Segmenting {' x '.join(map(str, volume.grid.shape))} voxels needs {_size(needed)}, the budget "
+                f"is {_size(self._memory_budget)}; crop the volume or raise the budget.",
                 code="over_memory_budget",
             )
         return Plan(layout.count, needed, seconds)
@@ -230,6 +246,10 @@ class Segmenter:
             "digest": self._model.digest,
             "precision": self._engine.precision,
         }
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _voxel_ml(grid: ModelGrid) -> float:

@@ -18,7 +18,7 @@ from hilum_inference.blend import weigh
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.errors import CancelledError, EngineError, GeometryError, LimitError, MismatchError
 from hilum_inference.manifest import Manifest
-from hilum_inference.pipeline import Segmenter
+from hilum_inference.pipeline import Plan, Segmenter
 from hilum_inference.volume import Volume
 from hilum_inference.windows import weight_map
 
@@ -166,7 +166,9 @@ def test_progress_is_told_at_every_window_and_cancel_stops_between_two(tmp_path:
     segmenter, _ = _segmenter(tmp_path, manifest())
     volume = Volume.from_array(phantom((40, 33, 25)))
     seen: list[tuple[int, int]] = []
-    plan = segmenter.segment(volume, lambda done, total: seen.append((done, total))).plan
+    plans: list[Plan] = []
+    plan = segmenter.segment(volume, lambda done, total: seen.append((done, total)), planned=plans.append).plan
+    assert plans == [plan]
     assert seen == [(n + 1, plan.windows) for n in range(plan.windows)]
     assert segmenter.plan(volume).seconds is not None
     seen.clear()
@@ -178,7 +180,7 @@ def test_progress_is_told_at_every_window_and_cancel_stops_between_two(tmp_path:
 def test_over_the_memory_budget_is_refused_before_anything_starts(tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path, manifest())
     segmenter = Segmenter(model, open_engine(model, THREADS), memory_budget=1000)
-    with pytest.raises(LimitError, match=r"needs .* GiB, the budget is") as caught:
+    with pytest.raises(LimitError, match=r"needs .* MiB, the budget is 0\.0 MiB") as caught:
         segmenter.segment(Volume.from_array(phantom((40, 33, 25))))
     assert caught.value.code == "over_memory_budget"
 
