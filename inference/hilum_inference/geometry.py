@@ -61,7 +61,8 @@ class AxisMap:
     @cached_property
     def nearest(self) -> Index:
         """(size_out,) the input voxel nearest to each sample; a tie goes to the higher one, as in ITK."""
-        return np.clip(np.floor(self.positions + 0.5).astype(np.intp), 0, self.size_in - 1)
+        # A position computed as 20.499999999999996 is a tie too.
+        return np.clip(np.floor(self.positions + 0.5 + 1e-9).astype(np.intp), 0, self.size_in - 1)
 
     @cached_property
     def _pair(self) -> tuple[Index, Index, NDArray[np.float32]]:

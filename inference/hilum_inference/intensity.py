@@ -73,13 +73,11 @@ def _fit_step(
         return _between(step.low, step.high, step)
     if isinstance(step, ZScore) and step.scope == "fixed":
         return Linear(1 / step.sd, -step.mean / step.sd)
-    seen = _chosen(before, threshold, blocks)
     if isinstance(step, ZScore):
-        mean, sd = _moments(seen)
+        mean, sd = _moments(_chosen(before, threshold, blocks))
         return Linear(1 / max(sd, 1e-8), -mean / max(sd, 1e-8))
-    values = np.concatenate(list(seen))
-    low, high = np.percentile(values, [step.lower, step.upper]) if values.size else (0.0, 1.0)
-    return _between(float(low), float(high), step)
+    low, high = percentiles(lambda: _chosen(before, threshold, blocks), (step.lower, step.upper))
+    return _between(low, high, step)
 
 
 def _between(low: float, high: float, out: Window | Percentile) -> Linear:
@@ -97,6 +95,49 @@ def _chosen(
         for step in before:
             step.apply(values)
         yield values.reshape(-1) if keep is None else values[keep]
+
+
+def percentiles(parts: Callable[[], Iterable[Values]], wanted: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles, equal to ``numpy.percentile`` (linear), in two passes and without holding the values.
+
+    A float32's bits, turned so that they sort as the value does, are counted by their upper half first; then, for the
+    few upper halves in which a wanted rank falls, by their lower half. (0, 1) where there are no values.
+    """
+    upper = np.zeros(1 << 16, np.int64)
+    for part in parts():
+        upper += np.bincount(_sortable(part) >> 16, minlength=1 << 16)
+    count = int(upper.sum())
+    if count == 0:
+        return 0.0, 1.0
+    places = [q / 100 * (count - 1) for q in wanted]
+    ranks = {rank for place in places for rank in (int(np.floor(place)), int(np.ceil(place)))}
+    ends = np.cumsum(upper)
+    half = {rank: int(np.searchsorted(ends, rank, side="right")) for rank in ranks}
+    lower = {top: np.zeros(1 << 16, np.int64) for top in half.values()}
+    for part in parts():
+        keys = _sortable(part)
+        for top, counts in lower.items():
+            counts += np.bincount(keys[keys >> 16 == top] & 0xFFFF, minlength=1 << 16)
+    found = {}
+    for rank, top in half.items():
+        before = int(ends[top] - upper[top])
+        low_bits = int(np.searchsorted(np.cumsum(lower[top]), rank - before, side="right"))
+        found[rank] = _value(top << 16 | low_bits)
+    first, second = (
+        found[int(np.floor(p))] + (found[int(np.ceil(p))] - found[int(np.floor(p))]) * (p - np.floor(p)) for p in places
+    )
+    return float(first), float(second)
+
+
+def _sortable(values: Values) -> NDArray[np.uint32]:
+    """Unsigned integers that sort as the float32 values do."""
+    bits = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
+    return np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
+
+
+def _value(key: int) -> float:
+    bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
+    return float(np.array([bits], np.uint32).view(np.float32)[0])
 
 
 def _moments(parts: Iterable[NDArray[np.float32]]) -> tuple[float, float]:

@@ -27,7 +27,9 @@ def _clean_label(labels: Labels, label: int, largest_only: bool, smallest_voxels
     if not occupied[0].size:
         return
     box = tuple(slice(int(o[0]), int(o[-1]) + 1) for o in occupied)
-    parts, count = cc3d.connected_components(np.ascontiguousarray(mask[box]), connectivity=26, return_N=True)
+    padded = np.pad(mask[box], 1)  # cc3d fails on boxes of a single row
+    parts, count = cc3d.connected_components(padded, connectivity=26, return_N=True)
+    parts = parts[1:-1, 1:-1, 1:-1]
     sizes = np.bincount(parts.reshape(-1), minlength=count + 1)
     sizes[0] = 0
     keep = sizes >= smallest_voxels

@@ -75,12 +75,16 @@ def _plane_counts(volume: Volume, crop: Crop) -> list[NDArray[np.int64]]:
     array = volume.array
     slow, middle, fast = sorted(range(3), key=lambda a: -abs(array.strides[a + 1]))
     counts = [np.zeros(n, np.int64) for n in volume.grid.shape]
-    threshold = (crop.threshold - volume.intercept) / (volume.slope or 1.0)
+    slope = volume.slope or 1.0
+    limit = ((crop.threshold if crop.kind == "body" else 0.0) - volume.intercept) / slope  # in stored units
     for plane in range(volume.grid.shape[slow]):
         kept = np.zeros((), bool)
         for channel in array:
             part = channel.transpose(slow, middle, fast)[plane]
-            kept = kept | ((part != 0) if crop.kind == "non-zero" else (part > threshold))
+            if crop.kind == "non-zero":
+                kept = kept | (part != limit)
+            else:
+                kept = kept | ((part > limit) if slope > 0 else (part < limit))
         counts[slow][plane] = np.count_nonzero(kept)
         counts[middle] += np.count_nonzero(kept, axis=1)
         counts[fast] += np.count_nonzero(kept, axis=0)

@@ -56,7 +56,7 @@ class Model:
 
 
 class Repository:
-    """The models of several folders; an earlier folder wins where two have a model of one name.
+    """The models of several folders; an earlier folder wins where two have a model of one name, broken or not.
 
     ``models`` and ``model`` look at the disk each time, so that a publication is seen at once; a network is hashed
     again only when its file changed.
@@ -72,12 +72,14 @@ class Repository:
         found: dict[str, Model] = {}
         self.broken = {}
         for folder in self._model_folders():
-            if folder.name in found:
+            if folder.name in found or folder.name in self.broken:
                 continue
             try:
                 found[folder.name] = self._load(folder, _versions(folder)[-1])
             except ModelError as error:
-                self.broken.setdefault(folder.name, error.message)
+                self.broken[folder.name] = error.message
+            except OSError as error:
+                self.broken[folder.name] = f"It cannot be read: {error.strerror}."
         return tuple(found[name] for name in sorted(found))
 
     def model(self, name: str | None = None, version: int | None = None) -> Model:
@@ -242,6 +244,11 @@ def _read_config(path: Path) -> Message:
 
 def _manifest_of(config: Message, folder: Path) -> Manifest:
     for parameter in config.get("parameters", []):
-        if parameter.get("key") == [PARAMETER]:
-            return parse_manifest(parameter["value"][0]["string_value"][0])
+        if not isinstance(parameter, dict) or parameter.get("key") != [PARAMETER]:
+            continue
+        try:
+            text = parameter["value"][0]["string_value"][0]
+        except (KeyError, TypeError, IndexError) as error:
+            raise ModelError(f"The parameter {PARAMETER} of {folder.name} has no text.", code="bad_config") from error
+        return parse_manifest(str(text))
     raise ModelError(f"The config.pbtxt of {folder.name} has no parameter {PARAMETER}.", code="no_manifest")

@@ -95,6 +95,14 @@ def test_restore_takes_the_nearest_voxel_as_itk_does() -> None:
     np.testing.assert_array_equal(got[expected != 255], expected[expected != 255])
 
 
+def test_a_tie_goes_to_the_higher_voxel_whatever_the_rounding_of_its_position() -> None:
+    for n in range(3, 200):
+        for m in range(2, 120):
+            mapping = AxisMap(n, m, n / m, n / m / 2 - 0.5, 0)
+            exact = [((2 * p + 1) * n) // (2 * m) for p in range(m)]  # floor(position + 1/2) in whole numbers
+            np.testing.assert_array_equal(mapping.nearest, np.minimum(exact, n - 1))
+
+
 def test_separate_z_is_nnunets_rule() -> None:
     thick = Grid((64, 64, 20), np.diag([1, 1, 5.0, 1]))
     rule = Geometry(spacing=(1, 1, 5), order=3, separate_z="auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hilum_testing import manifest
 
 from hilum_inference.manifest import Label
@@ -20,6 +21,16 @@ def test_only_the_largest_part_of_the_named_label_stays() -> None:
     clean(labels, manifest(post_processing={"largest_component": ["soft"]}), 1.0)
     assert (labels == 1).sum() == 125
     assert (labels == 2).sum() == 8 + 32
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_parts_on_one_line_are_parts_too(axis: int) -> None:
+    labels = np.zeros((5, 5, 5), np.uint8)
+    line: list[int | slice] = [2, 2, 2]
+    line[axis] = slice(0, 5)
+    labels[tuple(line)] = [1, 0, 1, 1, 0]
+    clean(labels, manifest(post_processing={"largest_component": ["soft"]}), 1.0)
+    assert labels[tuple(line)].tolist() == [0, 0, 1, 1, 0]
 
 
 def test_crumbs_below_the_volume_go_for_every_label_and_diagonal_neighbours_hold() -> None:

@@ -165,3 +165,15 @@ def test_cubic_resampling_equals_nnunets(
     )[0]
     inside = tuple(slice((g - n) // 2, (g - n) // 2 + n) for g, n in zip(got.shape, expected.shape, strict=True))
     np.testing.assert_allclose(got[inside], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["body", "non-zero"])
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (1.0, -1024.0), (-1.0, 0.0), (0.5, 100.0)])
+def test_the_crop_does_not_depend_on_how_values_are_stored(kind: str, slope: float, intercept: float) -> None:
+    values = np.zeros((20, 20, 20)) if kind == "non-zero" else np.full((20, 20, 20), -1000.0)
+    values[5:15, 6:14, 4:12] = 40
+    stored = np.round((values - intercept) / slope).astype(np.int16)
+    plain = Volume.from_array(values.astype(np.int16))
+    volume = Volume(stored[None], plain.grid, slope, intercept)
+    described = manifest(crop={"kind": kind, "grid": 1, "margin_mm": 0})
+    assert crop_box(volume, described) == crop_box(plain, described) == ((5, 15), (6, 14), (4, 12))

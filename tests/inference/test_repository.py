@@ -79,6 +79,36 @@ def test_an_interrupted_publication_leaves_nothing_that_is_served(
     assert [f.name for f in tmp_path.iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        'parameters { key: "hilum_manifest" }',
+        'parameters { key: "hilum_manifest" value { } }',
+        'parameters { key: "hilum_manifest" value: 3 }',
+        "parameters: 7",
+        'parameters { key: "hilum_manifest" value { string_value: "{}" } }',
+        "default_model_filename { a: 1 }",
+    ],
+)
+def test_a_config_of_any_wrong_shape_breaks_only_its_own_model(tmp_path: Path, config: str) -> None:
+    publish_tiny(tmp_path, manifest())
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "config.pbtxt").write_text(config)
+    repository = Repository([tmp_path])
+    assert [model.name for model in repository.models()] == ["tiny"]
+    assert set(repository.broken) == {"bad"}
+
+
+def test_a_broken_model_is_not_replaced_by_a_namesake_behind_it(tmp_path: Path) -> None:
+    model, _ = publish_tiny(tmp_path / "a", manifest())
+    publish_tiny(tmp_path / "b", manifest())
+    model.network.write_bytes(b"changed")
+    repository = Repository([tmp_path / "a", tmp_path / "b"])
+    assert repository.models() == ()
+    with pytest.raises(ModelError, match="changed since export"):
+        repository.model("tiny")
+
+
 def test_unknown_names_and_versions_say_what_there_is(tmp_path: Path) -> None:
     publish_tiny(tmp_path, manifest())
     repository = Repository([tmp_path, tmp_path / "absent"])

@@ -55,7 +55,8 @@ class EngineSettings:
         threads: of the embedded engine; None: one for each core.
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
         timeout: seconds for one batch of a remote engine.
-        record: file that keeps which precision was chosen on this machine; None: always f32.
+        record: file that keeps which precision was chosen on this machine; None: f32 where the
+            manifest allows it.
     """
 
     threads: int | None = None

@@ -26,8 +26,10 @@ ROUNDS = 3
 def chosen_precision(model: Model, settings: EngineSettings) -> str:
     """The recorded precision, or the fastest of those the manifest allows, measured now and recorded."""
     allowed = model.manifest.precisions
-    if len(allowed) == 1 or settings.record is None:
+    if len(allowed) == 1:
         return allowed[0]
+    if settings.record is None:
+        return "f32" if "f32" in allowed else allowed[0]
     key = f"{model.digest} {cpu_name()} openvino {openvino().__version__}"
     recorded = _read(settings.record)
     if key not in recorded or recorded[key]["precision"] not in allowed:
