@@ -1,0 +1,41 @@
+"""The model that is shipped: small, whole, made by the recipe that is in the tree, and one that Triton accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
+
+from hilum_inference.repository import CONFIG, Model, Repository, shipped_repository
+from hilum_search.architecture import digest
+from hilum_search.recipe import read_recipe
+
+
+@pytest.fixture
+def shipped() -> Model:
+    return Repository([shipped_repository()]).model("abdomen-ct-demo")
+
+
+def test_it_is_whole_and_small(shipped: Model) -> None:
+    assert shipped.network.stat().st_size <= 10e6
+    assert len(shipped.manifest.digests.weights) == 64
+    assert len(shipped.manifest.digests.preprocessing) == 64
+    assert shipped.manifest.head is not None
+
+
+def test_it_was_made_by_the_recipe_in_the_tree(shipped: Model) -> None:
+    recipe = read_recipe("demo")
+    assert shipped.manifest.provenance.recipe == recipe.digest
+    assert shipped.manifest.provenance.architecture == digest(recipe.architecture)
+    assert shipped.manifest.provenance.seed == recipe.training.seed
+    assert shipped.manifest.windows == recipe.manifest().windows
+    assert [label.name for label in shipped.manifest.labels] == ["liver", "spleen", "bone"]
+
+
+def test_triton_reads_its_configuration(shipped: Model) -> None:
+    config = text_format.Parse((shipped.folder / CONFIG).read_text(), triton.ModelConfig())
+    assert (config.name, config.backend) == ("abdomen-ct-demo", "onnxruntime")
+    assert [output.name for output in config.output] == ["logits", "features"]
+    assert (Path(shipped.folder) / str(shipped.version) / config.default_model_filename).is_file()
