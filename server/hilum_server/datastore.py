@@ -136,6 +136,16 @@ class Volumes:
         return VolumeInfo(**{**meta, "shape": tuple(meta["shape"]), "spacing": tuple(meta["spacing"])})
 
 
+def tidy_outputs(folder: Path, known: frozenset[str]) -> None:
+    """Remove from the jobs' outputs what a killed gateway left: half-written files, and folders without a job."""
+    for entry in list(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name not in known:
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.is_dir():
+            for part in entry.glob(".*"):
+                part.unlink(missing_ok=True)
+
+
 def hold(data: Path) -> int:
     """Make the data folder and hold it alone; the handle to keep open (released when the process ends).
 

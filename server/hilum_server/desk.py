@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hilum_client.wire import API
 from hilum_inference.errors import HilumError
 from hilum_server.datastore import hold
-from hilum_server.jobs import Progress
+from hilum_server.progress import reported
 from hilum_server.schemas import public_job
 from hilum_server.store import Store
 
@@ -80,7 +80,7 @@ class StoreDesk:
 
     def list(self) -> Sequence[Mapping[str, Any]]:
         """Jobs as the API shows them, the newest first."""
-        return [public_job(job, Progress()) for job in self._store.list()]
+        return [public_job(job, reported(job.report or {})) for job in self._store.list()]
 
     def act(self, verb: str, job_id: str) -> str:
         """Cancel, retry or delete a job; what it is now."""

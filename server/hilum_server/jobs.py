@@ -18,9 +18,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
+from hilum_server.datastore import tidy_outputs
 from hilum_server.link import Message, WorkerLink
 from hilum_server.metrics import Metrics
-from hilum_server.problems import BACK_END_TEXTS, ProblemError, not_found, shutting_down
+from hilum_server.problems import BACK_END_TEXTS, ProblemError, key_reused, not_found, shutting_down, volume_lost
+from hilum_server.progress import Progress, reported
 from hilum_server.settings import ServerSettings
 from hilum_server.store import Job, Store, requeued
 from hilum_server.worker import LANES, MASK_NAME
@@ -32,16 +36,10 @@ GUESSED_SECONDS = 10.0
 """Length of a job before the first has ended, for Retry-After."""
 POISON: Mapping[str, Any] = {"status": 500, "code": "poison", "detail": BACK_END_TEXTS["poison"]}
 
+PAUSES = (0.5, 30.0)
+"""Seconds before a job that the store did not let begin is tried again: the first pause, doubled up to the last."""
+
 log = logging.getLogger("hilum.jobs")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Windows done, all windows, and the seconds left where they are known."""
-
-    done: int = 0
-    total: int = 0
-    seconds_left: float | None = None
 
 
 @dataclass
@@ -50,7 +48,7 @@ class _Live:
 
     job: Job
     paths: Sequence[str]
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -78,6 +76,8 @@ class Jobs:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._turn = asyncio.Lock()
         self._seconds = GUESSED_SECONDS
+        self._pause = PAUSES[0]
+        self._again: asyncio.Task[None] | None = None
         self._closing = False
         self.draining = False
 
@@ -89,6 +89,7 @@ class Jobs:
                 await self._change(job, status="failed", ended=time.time(), error=_LOST)
             else:
                 self._live[job.id] = _Live(job, [str(path) for path in found])
+        await self._in_thread(tidy_outputs, self._folder, await self._in_thread(self._store.ids))
 
     async def drain(self) -> None:
         """Take and begin nothing new, let running jobs end within the grace period, then let go of those who follow."""
@@ -104,6 +105,8 @@ class Jobs:
         """Drain, end the worker, put what still ran back into the queue and close the store."""
         await self.drain()
         await self._link.stop()
+        if self._again is not None:
+            self._again.cancel()
         for live in list(self._live.values()):
             if live.job.status == "running":  # stopped by us, not its fault: this attempt does not count
                 attempts = live.job.attempts - 1
@@ -119,12 +122,13 @@ class Jobs:
         """
         async with self._turn:
             self._admit(job)
-            job, new = await self._in_thread(self._store.add, replace(job, created=time.time()))
+            kept, new = await self._in_thread(self._store.add, replace(job, created=time.time()))
+            if not kept.same_order(job):
+                raise key_reused()
             if new:
-                self._live[job.id] = _Live(job, paths)
-        if new:
-            await self._dispatch()
-        return self._live[job.id].job if job.id in self._live else job
+                self._live[kept.id] = _Live(kept, paths)
+        await self._dispatch()
+        return self._live[kept.id].job if kept.id in self._live else kept
 
     async def known(self, job: Job) -> Job | None:
         """The job already submitted under this owner and key.
@@ -135,8 +139,8 @@ class Jobs:
         if job.key is None:
             return None
         same = await self._in_thread(self._store.by_key, job.owner, job.key)
-        if same is not None and (same.images, same.model, same.priority) != (job.images, job.model, job.priority):
-            raise ProblemError(422, "key_reused", "This Idempotency-Key was used for another request; use a new one.")
+        if same is not None and not same.same_order(job):
+            raise key_reused()
         return same
 
     async def get(self, job_id: str, owner: str | None) -> Job:
@@ -159,8 +163,7 @@ class Jobs:
         """How far a job is."""
         if live := self._live.get(job.id):
             return live.progress
-        windows = int((job.report or {}).get("windows", 0))
-        return Progress(windows, windows, 0.0 if windows else None)
+        return reported(job.report or {})
 
     async def wait(self, job: Job, seconds: float) -> Job:
         """The job once it is finished, or as it is after ``seconds``."""
@@ -269,7 +272,8 @@ class Jobs:
         live = self._live.get(message["job"])
         if message["say"] == "progress":
             if live and live.job.status == "running":
-                live.progress = Progress(message["done"], message["total"], message["seconds"])
+                plan = message.get("plan", live.progress.plan)
+                live.progress = Progress(message["done"], message["total"], message["seconds"], plan)
                 self._pulse(live)
             return
         async with self._turn:
@@ -311,7 +315,24 @@ class Jobs:
         async with self._turn:
             for lane in LANES:
                 if self._lanes[lane] is None and self._link.ready and not self.draining:
-                    await self._begin(lane)
+                    try:
+                        await self._begin(lane)
+                        self._pause = PAUSES[0]
+                    except DBAPIError as error:  # the job stays queued: nobody else would come back to it
+                        log.warning(
+                            "the job store lets no job begin; tried again in %.1f s", self._pause, exc_info=error
+                        )
+                        self._try_again()
+
+    def _try_again(self) -> None:
+        async def later(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            self._again = None
+            await self._dispatch()
+
+        if self._again is None:
+            self._again = asyncio.create_task(later(self._pause), name="dispatch")
+            self._pause = min(2 * self._pause, PAUSES[1])
 
     async def _begin(self, lane: str) -> None:
         for live in self._live.values():
@@ -368,8 +389,4 @@ class Jobs:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: act(*args, **kwargs))
 
 
-_LOST: Mapping[str, Any] = {
-    "status": 409,
-    "code": "volume_lost",
-    "detail": "A volume of this job is no longer there; upload it again.",
-}
+_LOST: Mapping[str, Any] = {name: volume_lost().body()[name] for name in ("status", "code", "detail")}

@@ -12,6 +12,8 @@ from hilum_inference import errors
 
 TYPE = "urn:hilum:problem:"
 """``type`` of a problem is this and its code."""
+RETRY_SECONDS = "5"
+"""Retry-After of a 503 that knows no better."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class ProblemError(Exception):
 
     def __post_init__(self) -> None:
         super().__init__(self.detail)
+        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.headers = {"Retry-After": RETRY_SECONDS, **self.headers}
 
     def body(self) -> dict[str, Any]:
         """The problem object."""
@@ -51,6 +55,7 @@ BACK_END_TEXTS = {
     "engine_failed": "The inference back-end failed on this job; nothing was saved. Try again, then tell the operator.",
     "out_of_memory": "The inference back-end ran out of memory; nothing was saved. Try later or a smaller volume.",
     "poison": "The job was given up: the inference worker ended in every attempt. Retry it once the cause is known.",
+    "decoder_failed": "The decoding server ended; nothing was kept. Send the volume again.",
     "internal": "The gateway failed on this request; the fault is ours and was logged.",
 }
 """What callers read where the true text belongs to a back-end: that goes to the log only."""
@@ -68,6 +73,8 @@ _STATUS_OF_ERROR: tuple[tuple[type[errors.HilumError], int], ...] = (
 
 def status_of(error: errors.HilumError) -> int:
     """HTTP status for an error of the heart."""
+    if error.code == "decoder_failed":
+        return 503
     return next((status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
 
 
@@ -92,8 +99,17 @@ def not_found(what: str) -> ProblemError:
 
 def shutting_down() -> ProblemError:
     """503: nothing new is begun."""
-    text = "The gateway is shutting down; try again shortly."
-    return ProblemError(503, "shutting_down", text, {"Retry-After": "5"})
+    return ProblemError(503, "shutting_down", "The gateway is shutting down; try again shortly.")
+
+
+def volume_lost() -> ProblemError:
+    """409: a job's volume was removed."""
+    return ProblemError(409, "volume_lost", "A volume of this job is no longer there; upload it again.")
+
+
+def key_reused() -> ProblemError:
+    """422: one Idempotency-Key, two orders."""
+    return ProblemError(422, "key_reused", "This Idempotency-Key was used for another request; use a new one.")
 
 
 def disk_full() -> ProblemError:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from hilum_client.wire import Status
-from hilum_server.jobs import Progress
+from hilum_server.progress import Progress
 from hilum_server.store import Job
 
 VOLUME_ID = "0f5c2b6f5d1e4f0c9a7be3d2c1a09876"
@@ -143,6 +143,14 @@ class ResultModel(_Body):
     bytes: int
 
 
+class PlanModel(_Body):
+    """What a job costs, told before its first window: windows, peak memory in bytes, network seconds where known."""
+
+    windows: int
+    bytes: int
+    seconds: float | None
+
+
 class JobModel(_Body):
     """One job."""
 
@@ -155,8 +163,9 @@ class JobModel(_Body):
                 "version": "1",
                 "priority": "interactive",
                 "progress": {"done": 12, "total": 75, "seconds_left": 9.5},
-                "created": "2026-01-02T03:04:05+00:00",
-                "started": "2026-01-02T03:04:06+00:00",
+                "plan": {"windows": 75, "bytes": 402653184, "seconds": 11.25},
+                "created": "2026-01-02T03:04:05.000+00:00",
+                "started": "2026-01-02T03:04:06.250+00:00",
                 "ended": None,
                 "attempts": 1,
                 "error": None,
@@ -171,6 +180,7 @@ class JobModel(_Body):
     version: str
     priority: Literal["interactive", "batch"]
     progress: ProgressModel
+    plan: PlanModel | None
     created: str
     started: str | None
     ended: str | None
@@ -217,6 +227,7 @@ def public_job(job: Job, progress: Progress) -> dict[str, Any]:
         "version": job.version,
         "priority": job.priority,
         "progress": done,
+        "plan": progress.plan,
         "created": _iso(job.created),
         "started": _iso(job.started),
         "ended": _iso(job.ended),

@@ -21,7 +21,7 @@ from hilum_inference.errors import HilumError
 
 Priority = Literal["interactive", "batch"]
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY_SECONDS = 5.0
 
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -50,10 +50,23 @@ _jobs = sa.Table(
     sa.Column("error", sa.JSON),
     sa.Column("result", sa.JSON),
     sa.Column("report", sa.JSON),
+    sa.Column("asked", sa.String),
     sa.UniqueConstraint("owner", "key"),
 )
 
-_MIGRATIONS: tuple[Sequence[Any], ...] = ((sa.schema.CreateTable(_jobs), *map(sa.schema.CreateIndex, _jobs.indexes)),)
+_MIGRATIONS: tuple[Sequence[Any], ...] = (
+    (
+        sa.text(
+            "CREATE TABLE jobs (seq INTEGER NOT NULL PRIMARY KEY, id VARCHAR NOT NULL, owner VARCHAR NOT "
+            'NULL, "key" VARCHAR, status VARCHAR NOT NULL, model VARCHAR NOT NULL, version VARCHAR NOT NULL, digest '
+            "VARCHAR NOT NULL, priority VARCHAR NOT NULL, images JSON NOT NULL, created FLOAT NOT NULL, started FLOAT, "
+            "ended FLOAT, attempts INTEGER NOT NULL, error JSON, result JSON, report JSON, "
+            'UNIQUE (owner, "key"), UNIQUE (id))'
+        ),
+        sa.text("CREATE INDEX ix_jobs_status ON jobs (status)"),
+    ),
+    (sa.text("ALTER TABLE jobs ADD COLUMN asked VARCHAR"),),
+)
 """Statements that lead from schema n to n + 1; only ever appended to."""
 
 
@@ -74,6 +87,7 @@ class Job:
         created, started, ended: seconds since 1970.
         error: ``{"status", "code", "detail"}`` of a failed job; ``status`` as HTTP would say it.
         result: ``{"sha256", "bytes"}`` of the mask.
+        asked: the order as the caller wrote it, as JSON; what a repeat under the same key is held against.
     """
 
     id: str
@@ -92,6 +106,13 @@ class Job:
     error: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
     report: Mapping[str, Any] | None = None
+    asked: str | None = None
+
+    def same_order(self, other: Job) -> bool:
+        """Whether both ask for the same; jobs of an earlier release are told by what they came to."""
+        if self.asked is not None and other.asked is not None:
+            return self.asked == other.asked
+        return (self.images, self.model, self.priority) == (other.images, other.model, other.priority)
 
     @property
     def finished(self) -> bool:
@@ -133,7 +154,9 @@ class Store:
                 f"The data folder lies on a network file system ({kind}), where the job store cannot lock safely; "
                 "choose a local folder with --data."
             )
-        engine = sa.create_engine(f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS})
+        engine = sa.create_engine(
+            f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True
+        )
         sa.event.listen(engine, "connect", _set_pragmas)
         sa.event.listen(engine, "begin", _begin_immediate)
         self._engine = engine
@@ -174,6 +197,11 @@ class Store:
         with self._begin() as connection:
             row = connection.execute(query).mappings().first()
         return None if row is None else _job(row)
+
+    def ids(self) -> frozenset[str]:
+        """Ids of all jobs."""
+        with self._begin() as connection:
+            return frozenset(connection.execute(sa.select(_jobs.c.id)).scalars())
 
     def list(self, owner: str | None = None, limit: int = 1000) -> tuple[Job, ...]:
         """The newest jobs first, of one owner or of all."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from hilum_server import jobs
 from hilum_server.jobs import Jobs, new_id
 from hilum_server.link import Message, WorkerLink
 from hilum_server.metrics import Metrics
@@ -19,6 +21,8 @@ from hilum_server.settings import ServerSettings
 from hilum_server.store import Job, Priority, Store
 
 DONE = {"result": {"sha256": "5a", "bytes": 1}, "report": {"windows": 4, "timings": {"network": 1.5}}}
+
+JOB = Job("0" * 32, "anna", "bright", "1", images={"CT": "v"})
 
 
 class StringLink(WorkerLink):
@@ -105,6 +109,62 @@ async def test_a_key_for_another_request_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ProblemError) as caught:
             await b.jobs.known(replace(job, id=new_id(), images={"CT": "other"}))
         assert (caught.value.status, caught.value.code) == (422, "key_reused")
+
+
+async def test_two_orders_under_one_key_at_once_are_told_apart(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        asked = [replace(JOB, id=new_id(), key="k", asked=f'["bright", {version}]') for version in (1, 1, 2)]
+        found = await asyncio.gather(*(b.jobs.submit(job, ["/v.nii"]) for job in asked), return_exceptions=True)
+        assert isinstance(found[0], Job) and isinstance(found[1], Job) and found[0].id == found[1].id == asked[0].id
+        assert isinstance(found[2], ProblemError) and (found[2].status, found[2].code) == (422, "key_reused")
+        assert len(b.store.list()) == 1
+
+
+async def test_a_job_that_the_store_did_not_let_begin_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "PAUSES", (0.01, 0.02))
+    async with bench(tmp_path) as b:
+        b.jobs._pause = 0.01
+        save, failures = b.store.save, iter(range(3))
+
+        def failing(job: Job, was: Any) -> bool:
+            if next(failures, None) is not None:
+                raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+            return save(job, was)
+
+        b.store.save = failing  # type: ignore[method-assign]
+        job = await b.submit(key="k")
+        assert job.status == "queued" and not b.link.running()
+        async with asyncio.timeout(5):
+            while not b.link.running():
+                await asyncio.sleep(0.01)
+        assert b.link.running() == [job.id] and (await b.jobs.get(job.id, None)).attempts == 1
+
+
+async def test_what_a_kill_left_among_the_outputs_is_removed(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        await b.say("done", job, **DONE)
+    for name in (job.id, new_id()):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        for file in ("mask.nii.gz", ".mask.nii.gz.1a2b.part"):
+            (tmp_path / "jobs" / name / file).write_bytes(b"x")
+    async with bench(tmp_path):
+        left = [str(path.relative_to(tmp_path / "jobs")) for path in (tmp_path / "jobs").rglob("*")]
+        assert sorted(left) == [job.id, f"{job.id}/mask.nii.gz"]
+
+
+async def test_the_plan_is_told_before_the_first_window_and_after_the_last(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        assert b.jobs.progress(job).plan is None
+        plan = {"windows": 4, "bytes": 1000, "seconds": None}
+        await b.say("progress", job, done=0, total=4, seconds=None, plan=plan)
+        await b.say("progress", job, done=1, total=4, seconds=3.0)
+        assert b.jobs.progress(job).plan == plan and b.jobs.progress(job).done == 1
+        await b.say("done", job, result=DONE["result"], report={"windows": 4, "planned_bytes": 1000})
+        assert b.jobs.progress(await b.jobs.get(job.id, None)).plan == plan
 
 
 async def test_the_queue_is_bounded_for_each_and_for_all(tmp_path: Path) -> None:

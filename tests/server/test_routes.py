@@ -133,6 +133,8 @@ def test_a_job_by_key_is_made_once(server: Server, volume: Path) -> None:
     assert first["id"] == second["id"] and first["priority"] == "batch"
     other = server.http.post("/api/jobs", json={"image": server.put(volume)}, headers={"Idempotency-Key": "once"})
     problem(other, 422, "key_reused")
+    named = {"image": volume_id, "version": "1"}
+    problem(server.http.post("/api/jobs", json=named, headers={"Idempotency-Key": "once"}), 422, "key_reused")
     server.finished(first["id"])
     server.http.delete(f"/api/volumes/{volume_id}")
     assert server.submit(volume_id, key="once")["status"] == "done", "the answer must not need the volume any more"

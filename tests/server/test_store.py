@@ -44,6 +44,23 @@ def test_same_owner_and_key_give_the_first_job(store: Store) -> None:
         assert store.add(replace(JOB, id=f"no-key-{number}", key=None))[1]
 
 
+def test_a_store_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    from hilum_server.store import _MIGRATIONS
+
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as old:
+        for step in _MIGRATIONS[0]:
+            old.execute(str(step))
+        old.execute("PRAGMA user_version = 1")
+        old.execute(
+            "INSERT INTO jobs (id, owner, key, status, model, version, digest, priority, images, created, attempts) "
+            "VALUES ('a', 'anna', 'k1', 'queued', 'bright', '1', '', 'batch', '{}', 0, 0)"
+        )
+    old.close()
+    kept = Store(tmp_path / "jobs.sqlite").open()
+    assert [(job.id, job.asked) for job in kept.unfinished()] == [("a", None)]
+    kept.close()
+
+
 def test_only_a_job_in_the_expected_state_is_changed(store: Store) -> None:
     store.add(JOB)
     assert store.save(replace(JOB, status="cancelled"), was="queued")

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from hilum_client.wire import CONTENT_SHA256, EVENTS, MASK_FORMATS, MaskFormat
 from hilum_server.gateway import Gateway, gateway_of, principal_of
 from hilum_server.link import WorkerGoneError
-from hilum_server.problems import ProblemError
+from hilum_server.problems import ProblemError, volume_lost
 from hilum_server.schemas import JobList, JobModel, public_job
 from hilum_server.store import Job
 
@@ -60,7 +60,7 @@ async def retry_job(request: Request, job_id: str) -> dict[str, Any]:
     paths = [await asyncio.to_thread(gateway.volumes.locate, volume) for volume in job.images.values()]
     found = [str(path) for path in paths if path is not None]
     if len(found) != len(paths):
-        raise ProblemError(409, "volume_lost", "A volume of this job is no longer there; upload it again.")
+        raise volume_lost()
     return _public(request, await gateway.jobs.retry(job, found))
 
 

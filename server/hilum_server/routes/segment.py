@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from hilum_client.wire import IDEMPOTENCY_KEY
 from hilum_server.gateway import Gateway, gateway_of, principal_of
 from hilum_server.jobs import new_id
-from hilum_server.problems import ProblemError
+from hilum_server.problems import ProblemError, volume_lost
 from hilum_server.schemas import JobModel, SegmentRequest, public_job
 from hilum_server.store import Job, Priority
 
@@ -57,7 +58,8 @@ async def submit(request: Request, order: SegmentRequest, key: str | None, prior
     images = channel_images(order.image, model["channels"])
     wanted = order.options.priority or priority
     head = {"model": model["name"], "version": model["version"], "digest": model["digest"]}
-    job = Job(new_id(), principal.name, **head, images=images, priority=wanted, key=key)
+    asked = json.dumps([order.model, order.version, order.image, wanted], sort_keys=True)
+    job = Job(new_id(), principal.name, **head, images=images, priority=wanted, key=key, asked=asked)
     same = await gateway.jobs.known(job)
     if same is not None:
         return await gateway.jobs.get(same.id, None)
@@ -86,4 +88,6 @@ def _locate(gateway: Gateway, images: dict[str, str], owner: str | None, channel
         text = f"The model takes {channels} channel(s), the image has {got}."
         raise ProblemError(422, "wrong_channels", text)
     found = [gateway.volumes.locate(info.id) for info in infos]
-    return [str(path) for path in found if path is not None]
+    if None in found:  # deleted a moment ago
+        raise volume_lost()
+    return [str(path) for path in found]
