@@ -23,7 +23,8 @@ def main() -> int:
     try:
         return subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=ROOT, check=False).returncode
     finally:
-        subprocess.run([*PIP, "install", "--no-deps", "--editable", str(ROOT)], check=True)
+        # Quietly: the last line of a run is pytest's.
+        subprocess.run([*PIP, "install", "--no-deps", "--editable", str(ROOT)], check=True, capture_output=True)
 
 
 if __name__ == "__main__":
