@@ -21,13 +21,14 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from hilum_server.datastore import tidy_outputs
+from hilum_server.files import MASK_NAME
 from hilum_server.link import Message, WorkerLink
 from hilum_server.metrics import Metrics
 from hilum_server.problems import BACK_END_TEXTS, ProblemError, key_reused, not_found, shutting_down, volume_lost
 from hilum_server.progress import Progress, reported
 from hilum_server.settings import ServerSettings
 from hilum_server.store import Job, Store, requeued
-from hilum_server.worker import LANES, MASK_NAME
+from hilum_server.worker import LANES
 
 P = ParamSpec("P")
 T = TypeVar("T")

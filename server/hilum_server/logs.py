@@ -1,4 +1,7 @@
-"""The gateway's log: one JSON object a line on standard error, control characters escaped, long texts cut."""
+"""The gateway's log: one JSON object a line on standard error, control characters escaped, long texts cut.
+
+A trace holds types and places in the code, never an exception's text: that may name a volume or its file.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import json
 import logging
 import sys
 import time
+import traceback
+from types import TracebackType
 
 LONGEST = 4000
+Exc = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class JsonLines(logging.Formatter):
@@ -28,6 +34,16 @@ class JsonLines(logging.Formatter):
         if trace:
             line["trace"] = str(trace)[-LONGEST:]
         return json.dumps(line)
+
+    def formatException(self, ei: Exc) -> str:  # noqa: N802 - logging's own name
+        """Types and frames of an exception and of what caused it, without their texts."""
+        lines, error, seen = list[str](), ei[1], set[int]()
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
+            frames = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+            lines += [*frames, f"{type(error).__module__}.{type(error).__qualname__}"]
+            error = error.__cause__ or error.__context__
+        return "\n".join(lines)
 
 
 def set_up(level: str) -> None:

@@ -7,7 +7,7 @@ It speaks JSON lines. Read from standard input: first the configuration, then or
     {"do": "cancel", "job": id}
     {"do": "models", "ask": n}
     {"do": "model", "ask": n, "name", "version": 1}
-    {"do": "convert", "ask": n, "mask": path, "target": path}
+    {"do": "convert", "ask": n, "mask": path, "target": path, "image": path | null}
 
 Written to standard output: ``ready``, ``progress``, ``done``, ``cancelled``, ``failed``, ``answer`` (see ``Worker``).
 Standard error carries the log, one JSON object a line. When its input ends, or its parent dies, it ends.
@@ -28,12 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hilum_inference.errors import CancelledError, HilumError, ModelError, OutOfMemoryError
+from hilum_inference.errors import CancelledError, EngineError, HilumError, ModelError, OutOfMemoryError
+from hilum_server.files import convert, read, save, timed
 from hilum_server.lanes import PriorityEngine, Turnstile
 from hilum_server.logs import set_up
 
 if TYPE_CHECKING:
     from hilum_inference.engines import Engine, EngineSettings
+    from hilum_inference.pipeline import Plan
     from hilum_inference.repository import Model, Repository
 
 Message = dict[str, Any]
@@ -43,8 +45,6 @@ LANES = ("interactive", "batch")
 NICE = 5
 PROGRESS_SECONDS = 0.1
 ENGINES_KEPT = 4
-MASK_NAME = "mask.nii.gz"
-REPORT_NAME = "report.json"
 
 log = logging.getLogger("hilum.worker")
 
@@ -91,6 +91,7 @@ class Engines:
         self._config = config
         self._lock = threading.Lock()
         self._open: dict[tuple[str, str], Engine] = {}
+        self.speeds: dict[str, float] = {}  # digest of a model -> seconds a window, as last measured
 
     def get(self, model: Model) -> Engine:
         """The engine of a model, opened where needed."""
@@ -105,6 +106,11 @@ class Engines:
             while len(self._open) > ENGINES_KEPT:
                 self._open.pop(next(iter(self._open)))  # closed when the last job that uses it lets go
             return engine
+
+    def holds(self, model: Model) -> bool:
+        """Whether a model's engine is open."""
+        with self._lock:
+            return (model.manifest.name, model.digest) in self._open
 
     def ready(self) -> list[str]:
         """Names of models that can run at once."""
@@ -123,9 +129,9 @@ class Worker:
     """Runs jobs in two lanes, one thread each, and answers questions in between.
 
     Says ``{"say": "ready", "model"}`` once the default model is compiled; for each job ``{"say": "progress", "job",
-    "done", "total", "seconds"}``, then one of ``{"say": "done", "job", "result", "report"}``, ``{"say": "cancelled",
-    "job"}``, ``{"say": "failed", "job", "status", "code", "detail"}``; for each question ``{"say": "answer",
-    "ask", ...}``.
+    "done", "total", "seconds"}``, the first with ``"plan"``, then one of ``{"say": "done", "job", "result",
+    "report"}``, ``{"say": "cancelled", "job"}``, ``{"say": "failed", "job", "status", "code", "detail"}``; for each question
+    ``{"say": "answer", "ask", ...}``.
     """
 
     def __init__(self, config: WorkerConfig, repository: Repository, say: Say) -> None:
@@ -184,23 +190,31 @@ class Worker:
             self._cancelled.pop(job, None)
 
     def _segment(self, message: Message) -> Message:
-        from hilum_inference.io import read_volume, stack_channels
         from hilum_inference.local import free_memory
         from hilum_inference.pipeline import Segmenter
 
         model = self._repository.model(message["model"], int(message["version"]))
         if model.digest != message["digest"]:
             raise ModelError("The model's files changed after the job was submitted.", code="model_changed")
-        volumes = [read_volume(Path(path)) for path in message["images"]]
-        volume = volumes[0] if len(volumes) == 1 else stack_channels(volumes)
-        engine = PriorityEngine(self._engines.get(model), self._turnstile, message["lane"] == "interactive")
+        timings: dict[str, float] = {}
+        with timed(timings, "read"):
+            volume = read(message["images"])
+        with timed({} if self._engines.holds(model) else timings, "engine"):
+            opened = self._engines.get(model)
+        engine = PriorityEngine(opened, self._turnstile, message["lane"] == "interactive")
         try:
-            segmenter = Segmenter(model, engine, self._config.memory or free_memory())
+            known = self._engines.speeds.get(model.digest)
+            segmenter = Segmenter(model, engine, self._config.memory or free_memory(), known)
             progress = Progress(message["job"], self._say)
-            found = segmenter.segment(volume, progress, self._cancelled[message["job"]].is_set)
+            cancelled = self._cancelled[message["job"]].is_set
+            found = segmenter.segment(volume, progress, cancelled, progress.planned)
         finally:
             engine.finish()
-        return save(Path(message["folder"]), found.labels, volume, found.report())
+        if segmenter.seconds_a_window is not None:
+            self._engines.speeds[model.digest] = segmenter.seconds_a_window
+        report = found.report() | {"planned_seconds": found.plan.seconds}
+        report["timings"] |= timings
+        return save(Path(message["folder"]), found.labels, volume, report)
 
     def _answer(self, message: Message) -> None:
         answer: Message = {"say": "answer", "ask": message["ask"]}
@@ -211,7 +225,8 @@ class Worker:
                 case "model":
                     answer |= {"model": describe_model(self._repository.model(message["name"], message["version"]))}
                 case "convert":
-                    convert(Path(message["mask"]), Path(message["target"]))
+                    image = message.get("image")
+                    convert(Path(message["mask"]), Path(message["target"]), None if image is None else Path(image))
         except Exception as error:  # noqa: BLE001 - as for a job: every question gets one answer
             answer |= {"error": told(error)}
         self._say(answer)
@@ -225,6 +240,12 @@ class Progress:
         self._say = say
         self._started = self._last = 0.0
 
+    def planned(self, plan: Plan) -> None:
+        """Tell what the job will cost, before its first window."""
+        told = {"windows": plan.windows, "bytes": plan.bytes, "seconds": plan.seconds}
+        message = {"say": "progress", "job": self._job, "done": 0, "total": plan.windows, "seconds": plan.seconds}
+        self._say({**message, "plan": told})
+
     def __call__(self, done: int, total: int) -> None:
         """Take note that ``done`` of ``total`` windows are ready."""
         now = time.monotonic()
@@ -237,10 +258,16 @@ class Progress:
 
 
 def told(error: Exception) -> Message:
-    """``status``, ``code`` and ``detail`` of a failure that the caller may read; the true text goes to the log."""
-    from hilum_server.problems import BACK_END_TEXTS, public_error
+    """``status``, ``code`` and ``detail`` of a failure that the caller may read.
 
-    log.warning("job or question failed", exc_info=error)
+    What a back-end said goes to the log; the text of any other failure does not, for it may name a volume.
+    """
+    from hilum_server.problems import BACK_END_TEXTS, ProblemError, public_error
+
+    said = error.message if isinstance(error, EngineError | ModelError) else type(error).__name__
+    log.warning("job or question failed: %s", said, exc_info=error)
+    if isinstance(error, ProblemError):
+        return {"status": error.status, "code": error.code, "detail": error.detail}
     if isinstance(error, MemoryError):
         error = OutOfMemoryError("out of memory")
     if isinstance(error, HilumError):
@@ -275,31 +302,6 @@ def describe_model(model: Model) -> Message:
         "digest": model.digest,
         "manifest": json.loads(manifest.to_json()),
     }
-
-
-def save(folder: Path, labels: Any, volume: Any, report: Message) -> Message:
-    """Write mask and report atomically into ``folder``; what ``done`` says."""
-    import hashlib
-
-    from hilum_inference.files import write_atomically
-    from hilum_inference.io import write_labels
-
-    folder.mkdir(parents=True, exist_ok=True)
-    mask = folder / MASK_NAME
-    write_labels(mask, labels, volume)
-    with mask.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    result = {"sha256": digest, "bytes": mask.stat().st_size}
-    write_atomically(folder / REPORT_NAME, json.dumps({"result": result, "report": report}).encode())
-    return {"result": result, "report": report}
-
-
-def convert(mask: Path, target: Path) -> None:
-    """Write a stored mask in the format ``target``'s suffix names."""
-    from hilum_inference.io import read_volume, write_labels
-
-    volume = read_volume(mask)
-    write_labels(target, volume.array[0], volume)
 
 
 def return_memory() -> None:

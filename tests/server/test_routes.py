@@ -92,6 +92,10 @@ def test_the_mask_lies_on_the_input_grid_in_every_format(
     report = server.http.get(f"/api/jobs/{job['id']}/statistics").json()
     assert report["labels"][0]["voxels"] == int(expected_mask(volume).sum())
     assert report["model"] == "bright" and report["timings"]["network"] > 0
+    assert {"read", "write", "network", "total"} <= set(report["timings"])
+    assert job["plan"] == {"windows": report["windows"], "bytes": report["planned_bytes"]} | {
+        "seconds": report["planned_seconds"]
+    }
     assert report == job["report"]
 
 
@@ -153,6 +157,8 @@ def test_events_tell_the_states_and_end(server: Server, volume: Path) -> None:
                 events.append((kind, json.loads(line.removeprefix("data: "))))
     assert events[0][0] == "state" and events[-1][0] == "state"
     assert events[-1][1]["status"] == "done" and events[-1][1] == server.job(job["id"])
+    plans = [event[1]["plan"] for event in events if event[0] == "progress"]
+    assert plans[0]["windows"] == events[-1][1]["report"]["windows"] and plans[0]["seconds"] > 0, "measured by now"
     done = [event[1]["progress"]["done"] for event in events if event[1]["status"] == "running"]
     assert done == sorted(done)
 

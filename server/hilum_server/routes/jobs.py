@@ -125,7 +125,9 @@ async def _in_format(gateway: Gateway, job: Job, wanted: MaskFormat) -> Path:
     if wanted not in MASK_FORMATS or await asyncio.to_thread(target.exists):
         return target
     try:
-        answer = await gateway.link.ask(do="convert", mask=str(mask), target=str(target))
+        image = await asyncio.to_thread(gateway.volumes.locate, next(iter(job.images.values())))
+        where = {"mask": str(mask), "target": str(target), "image": None if image is None else str(image)}
+        answer = await gateway.link.ask(do="convert", **where)
     except WorkerGoneError:
         text = "The inference worker is starting again; try again shortly."
         raise ProblemError(503, "not_ready", text, {"Retry-After": "1"}) from None
