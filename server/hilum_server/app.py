@@ -75,8 +75,9 @@ def create_app(settings: Settings, started: Started | None = None) -> FastAPI:
     app.include_router(health.router)
     _add_handlers(app)
     _describe(app)
-    hosts = None if settings.needs_login else LOOPBACK_NAMES | {host.lower() for host in settings.auth.hosts}
-    rules = DoorRules(hosts, settings.server.max_requests)
+    named = (settings.server.host.strip("[]"), *settings.auth.hosts)
+    hosts = LOOPBACK_NAMES | {host.lower() for host in named}
+    rules = DoorRules(hosts, settings.needs_login, settings.server.max_requests)
     keeper = Doorkeeper(settings, started.accounts)
     app.add_middleware(Door, rules=rules, keeper=keeper, metrics=gateway.metrics)
     return app
@@ -199,7 +200,7 @@ def _describe(app: FastAPI) -> None:
             for operation in path.values():
                 for status, response in operation.get("responses", {}).items():
                     content = response.get("content", {})
-                    if status[0] == "4" and "application/json" in content:
+                    if status[0] in "45" and "application/json" in content:
                         content[PROBLEM] = content.pop("application/json")
         return document
 

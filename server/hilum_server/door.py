@@ -47,11 +47,14 @@ class DoorRules:
     """What the door checks besides the login.
 
     Attributes:
-        hosts: host names a request may carry, lower case; None is any (behind a login a foreign name gains nothing).
+        hosts: host names that are this gateway's, lower case, besides the address a request came to.
+        login: whether callers must show who they are; then only those let in without it need one of these names, for
+            a foreign name gains nothing where a page would have to know a key.
         max_requests: under way at once, but for the health routes.
     """
 
-    hosts: frozenset[str] | None
+    hosts: frozenset[str]
+    login: bool
     max_requests: int
 
 
@@ -105,16 +108,24 @@ class Door:
     async def _check(self, request: Request) -> None:
         if self._under_way > self._rules.max_requests:
             raise ProblemError(503, "too_many_requests", "Too many requests at once; try again.", {"Retry-After": "1"})
-        host = host_of(request.headers.get("host", ""))
-        if self._rules.hosts is not None and host not in self._rules.hosts:
-            raise ProblemError(403, "bad_host", "This host name is not served here; see the setting HILUM_HOSTS.")
+        if not self._rules.login:
+            self._check_host(request)
         origin = request.headers.get("origin")
         if request.method not in SAFE_METHODS and origin is not None:
             here = request.headers.get("host", "").lower()
             if urlsplit(origin).netloc.lower() != here:
                 raise ProblemError(403, "foreign_origin", "Pages of another origin may not change anything here.")
         client = request.client.host if request.client else None
-        request.state.principal = await self._keeper.admit(request.headers.get("authorization"), client)
+        authorization = request.headers.get("authorization")
+        request.state.principal = await self._keeper.admit(authorization, client)
+        if authorization is None:  # a viewer of a trusted network, or a web page behind its back
+            self._check_host(request)
+
+    def _check_host(self, request: Request) -> None:
+        host = host_of(request.headers.get("host", ""))
+        address = (request.scope.get("server") or ("",))[0]
+        if host not in self._rules.hosts and host != address:
+            raise ProblemError(403, "bad_host", "This host name is not served here; see the setting HILUM_HOSTS.")
 
 
 def route_of(scope: Scope) -> str:

@@ -45,7 +45,7 @@ class Gateway:
         except WorkerGoneError:
             pass
         if self._catalogue is None:
-            raise _not_ready()
+            raise not_ready()
         return self._catalogue
 
     async def model(self, name: str | None, version: str | None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Gateway:
         try:
             answer = await self.link.ask(do="model", name=name, version=version)
         except WorkerGoneError:
-            raise _not_ready() from None
+            raise not_ready() from None
         if "model" not in answer:
             raise _no_such_model()
         return dict(answer["model"])
@@ -80,7 +80,8 @@ def _no_such_model() -> ProblemError:
     return ProblemError(404, "unknown_model", "There is no such model or version; GET /api/models lists them.")
 
 
-def _not_ready() -> ProblemError:
+def not_ready() -> ProblemError:
+    """503: the worker still loads its engine."""
     text = "The inference worker is not ready yet; try again shortly."
     return ProblemError(503, "not_ready", text, {"Retry-After": "1"})
 

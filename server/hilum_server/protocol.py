@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hilum_client.wire import PROBLEM
+from hilum_server.door import OPEN_PATHS
 from hilum_server.problems import ProblemError
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+OPEN_URLS = frozenset(path.encode() for path in OPEN_PATHS)
 
 READ_SECONDS = 60.0
 """A client must take what is buffered for it within this time."""
 
 
-def protocol_class(header_seconds: float) -> type[asyncio.Protocol]:
-    """The protocol with an absolute deadline for receiving each request's head."""
+def protocol_class(header_seconds: float, connections: int) -> type[asyncio.Protocol]:
+    """The protocol with an absolute deadline for receiving each request's head.
+
+    Args:
+        header_seconds: the deadline.
+        connections: at once; requests of further ones get 503, but for the health routes.
+    """
 
     class DeadlineProtocol(HttpToolsProtocol):
         _head: asyncio.TimerHandle | None = None
@@ -39,7 +51,11 @@ def protocol_class(header_seconds: float) -> type[asyncio.Protocol]:
 
         def on_headers_complete(self) -> None:
             self._stop_waiting()
+            app = self.app
+            if len(self.connections) > connections and self.url.partition(b"?")[0] not in OPEN_URLS:
+                self.app = _too_many
             super().on_headers_complete()
+            self.app = app
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -75,6 +91,12 @@ def protocol_class(header_seconds: float) -> type[asyncio.Protocol]:
                 self.transport.close()
 
     return DeadlineProtocol
+
+
+async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    problem = ProblemError(503, "too_many_connections", "Too many connections at once; try again shortly.")
+    headers = {**problem.headers, "Connection": "close"}
+    await JSONResponse(problem.body(), problem.status, headers, PROBLEM)(scope, receive, send)
 
 
 def _answer(status: int, body: dict[str, Any]) -> bytes:

@@ -14,11 +14,62 @@ from hilum_server.store import Job
 VOLUME_ID = "0f5c2b6f5d1e4f0c9a7be3d2c1a09876"
 JOB_ID = "7e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b"
 
+MODEL: dict[str, Any] = {
+    "name": "ct-abdomen",
+    "version": "1",
+    "title": "Liver, spleen and bone in CT",
+    "task": "segmentation",
+    "channels": ["CT"],
+    "labels": [{"name": "liver", "id": 1, "color": [221, 130, 101]}],
+    "digest": "9f2c…",
+}
+JOB: dict[str, Any] = {
+    "id": JOB_ID,
+    "status": "running",
+    "model": "ct-abdomen",
+    "version": "1",
+    "priority": "interactive",
+    "progress": {"done": 12, "total": 75, "seconds_left": 9.5},
+    "plan": {"windows": 75, "bytes": 402653184, "seconds": 11.25},
+    "created": "2026-01-02T03:04:05.000+00:00",
+    "started": "2026-01-02T03:04:06.250+00:00",
+    "ended": None,
+    "attempts": 1,
+    "error": None,
+    "result": None,
+    "report": None,
+}
+REPORT: dict[str, Any] = {
+    "model": "ct-abdomen",
+    "version": 1,
+    "digest": "9f2c…",
+    "precision": "f32",
+    "labels": [{"name": "liver", "id": 1, "voxels": 1542117, "ml": 1480.432}],
+    "timings": {"read": 0.41, "network": 9.8, "restore": 0.35, "write": 0.22, "total": 11.9},
+    "windows": 75,
+    "planned_bytes": 402653184,
+    "planned_seconds": 11.25,
+}
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class HealthModel(_Body):
+    """The gateway lives."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"ok": True}})
+    ok: bool
+
+
+class ReadyModel(_Body):
+    """The gateway can work."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"ready": True}})
+    ready: bool
 
 
 class LabelModel(_Body):
@@ -32,19 +83,7 @@ class LabelModel(_Body):
 class ModelModel(_Body):
     """One version of a model."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "name": "ct-abdomen",
-                "version": "1",
-                "title": "Liver, spleen and bone in CT",
-                "task": "segmentation",
-                "channels": ["CT"],
-                "labels": [{"name": "liver", "id": 1, "color": [221, 130, 101]}],
-                "digest": "9f2c…",
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": MODEL})
     name: str
     version: str
     title: str
@@ -63,6 +102,11 @@ class ModelWithManifest(ModelModel):
 class ModelList(_Body):
     """All models that can be served; ``broken`` names those that were refused, and why."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"models": [MODEL], "default": "ct-abdomen", "broken": {"mr-brain": "config.pbtxt is empty."}}
+        }
+    )
     models: list[ModelModel]
     default: str | None
     broken: dict[str, str]
@@ -154,26 +198,7 @@ class PlanModel(_Body):
 class JobModel(_Body):
     """One job."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "id": JOB_ID,
-                "status": "running",
-                "model": "ct-abdomen",
-                "version": "1",
-                "priority": "interactive",
-                "progress": {"done": 12, "total": 75, "seconds_left": 9.5},
-                "plan": {"windows": 75, "bytes": 402653184, "seconds": 11.25},
-                "created": "2026-01-02T03:04:05.000+00:00",
-                "started": "2026-01-02T03:04:06.250+00:00",
-                "ended": None,
-                "attempts": 1,
-                "error": None,
-                "result": None,
-                "report": None,
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": JOB})
     id: str
     status: Status
     model: str
@@ -193,7 +218,33 @@ class JobModel(_Body):
 class JobList(_Body):
     """Jobs, the newest first."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"jobs": [JOB]}})
     jobs: list[JobModel]
+
+
+class LabelStatisticsModel(BaseModel):
+    """One label of a mask: how much of it there is, and where; voxel indices along i, j, k, millimetres LPS."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    id: int
+    voxels: int
+    ml: float
+
+
+class StatisticsModel(BaseModel):
+    """The report of a finished job; timings in seconds, the network's beside the others'."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": REPORT})
+    model: str
+    version: int
+    digest: str
+    precision: str
+    labels: list[LabelStatisticsModel]
+    timings: dict[str, float]
+    windows: int
+    planned_bytes: int
+    planned_seconds: float | None = None
 
 
 class ProblemModel(BaseModel):

@@ -90,7 +90,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=protocol_class(server.header_seconds),
+        http=protocol_class(server.header_seconds, connections),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -99,7 +99,6 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=CLOSE_SECONDS,
-        limit_concurrency=connections,
         ssl_certfile=server.tls_cert,
         ssl_keyfile=server.tls_key,
     )

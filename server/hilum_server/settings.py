@@ -125,6 +125,32 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_tls(server: ServerSettings) -> None:
+    """Load the certificate and its key once, before anything starts.
+
+    Raises:
+        SettingsError: one without the other, unreadable, or no pair.
+    """
+    if server.tls_cert is None and server.tls_key is None:
+        return
+    if server.tls_cert is None or server.tls_key is None:
+        raise SettingsError("HILUM_TLS_CERT and HILUM_TLS_KEY belong together; set both or neither.")
+    import ssl
+
+    for name, path in (("HILUM_TLS_CERT", server.tls_cert), ("HILUM_TLS_KEY", server.tls_key)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise SettingsError(f"{name} names a file that cannot be read ({error.strerror}): {path}.") from error
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(server.tls_cert, server.tls_key, password=lambda: b"")  # never ask at the terminal
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            "HILUM_TLS_CERT and HILUM_TLS_KEY must be a certificate and its private key without a password, both PEM."
+        ) from error
+
+
 def read_settings(environment: Environment, **flags: Any) -> Settings:
     """Settings from ``HILUM_*`` variables; ``flags`` that are not None win over them.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hilum_server.auth import Accounts, check_exposure
 from hilum_server.datastore import hold
 from hilum_server.link import WorkerLink
-from hilum_server.settings import GIB, Settings
+from hilum_server.settings import GIB, Settings, check_tls
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
         worker: command of another worker than this package's own.
 
     Raises:
+        SettingsError: its certificate cannot be used.
         AccountError: it would listen beyond this machine without users or keys.
         DataFolderError: the data folder cannot be used.
     """
+    check_tls(settings.server)
     accounts = Accounts(settings.storage.data)
     check_exposure(settings, accounts)
     lock = hold(settings.storage.data)

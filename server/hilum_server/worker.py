@@ -130,8 +130,8 @@ class Worker:
 
     Says ``{"say": "ready", "model"}`` once the default model is compiled; for each job ``{"say": "progress", "job",
     "done", "total", "seconds"}``, the first with ``"plan"``, then one of ``{"say": "done", "job", "result",
-    "report"}``, ``{"say": "cancelled", "job"}``, ``{"say": "failed", "job", "status", "code", "detail"}``; for each question
-    ``{"say": "answer", "ask", ...}``.
+    "report"}``, ``{"say": "cancelled", "job"}``, ``{"say": "failed", "job", "status", "code", "detail"}``; for each
+    question ``{"say": "answer", "ask", ...}``.
     """
 
     def __init__(self, config: WorkerConfig, repository: Repository, say: Say) -> None:

@@ -84,6 +84,12 @@ def test_a_wrong_setting_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1 and "HILUM_PORT is not valid" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_certificate_without_its_key_starts_nothing(tmp_path: Path) -> None:
+    done = hilum("serve", "--port", "0", "--tls-cert", str(tmp_path / "none.pem"), "--data", str(tmp_path / "data"))
+    assert done.returncode == 1 and done.stdout == "" and "HILUM_TLS_KEY" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "data").exists()
+
+
 def test_jobs_of_a_running_and_of_a_stopped_gateway(serve: Serve, repository: Path, volume: Path) -> None:
     server = serve(repository).start()
     job = server.finished(server.submit(server.put(volume))["id"])

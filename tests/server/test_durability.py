@@ -111,6 +111,8 @@ def test_sigterm_lets_the_running_job_end_and_keeps_the_others(
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)
     wait_for(lambda: server.http.get("/readyz").status_code == 503, 5)
+    unready = server.http.get("/readyz")
+    assert unready.json()["code"] == "shutting_down" and int(unready.headers["Retry-After"]) >= 1
     refused = server.http.post("/api/jobs", json={"image": volume})
     assert refused.status_code == 503 and refused.json()["code"] == "shutting_down"
     assert int(refused.headers["Retry-After"]) >= 1

@@ -250,7 +250,15 @@ def test_openapi_names_every_call_with_examples_and_so_do_the_docs(server: Serve
             assert operation["summary"]
     assert "application/problem+json" in api["paths"]["/api/segment"]["post"]["responses"]["4XX"]["content"]
     assert api["components"]["schemas"]["SegmentRequest"]["examples"]
-    assert "example" in api["components"]["schemas"]["JobModel"]
+    schemas = api["components"]["schemas"]
+    for name in ("JobModel", "JobList", "ModelList", "HealthModel", "ReadyModel", "StatisticsModel"):
+        assert "example" in schemas[name]
+    for path in ("events", "result"):
+        content = api["paths"][f"/api/jobs/{{job_id}}/{path}"]["get"]["responses"]["200"]["content"]
+        assert all("example" in kind for name, kind in content.items() if name != "application/json")
+        assert "application/json" not in content
+    assert {"plan", "progress"} <= schemas["JobModel"]["example"].keys() <= schemas["JobModel"]["properties"].keys()
+    assert "application/problem+json" in api["paths"]["/readyz"]["get"]["responses"]["503"]["content"]
 
 
 def test_strangers_of_the_web_are_kept_out(server: Server) -> None:

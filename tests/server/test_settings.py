@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hilum_server.settings import GROUPS, PREFIX, Settings, SettingsError, is_loopback, read_settings
+from hilum_server.settings import GROUPS, PREFIX, Settings, SettingsError, check_tls, is_loopback, read_settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -70,3 +70,20 @@ def test_loopback(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org"])
 def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
+    file = tmp_path / "cert.pem"
+    file.write_text("no certificate")
+    cases: dict[str, dict[str, str]] = {
+        "set both or neither": {"HILUM_TLS_CERT": str(file)},
+        "HILUM_TLS_KEY names a file that cannot be read": {
+            "HILUM_TLS_CERT": str(file),
+            "HILUM_TLS_KEY": str(tmp_path / "none.pem"),
+        },
+        "both PEM": {"HILUM_TLS_CERT": str(file), "HILUM_TLS_KEY": str(file)},
+    }
+    for text, environment in cases.items():
+        with pytest.raises(SettingsError, match=text):
+            check_tls(read_settings(environment).server)
+    check_tls(Settings().server)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 
-from hilum_server.gateway import gateway_of, principal_of
-from hilum_server.problems import ProblemError
+from hilum_server.gateway import gateway_of, not_ready, principal_of
+from hilum_server.problems import ProblemError, shutting_down
+from hilum_server.schemas import HealthModel, ProblemModel, ReadyModel
 
 router = APIRouter(tags=["operation"])
+
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"model": ProblemModel, "description": "It starts or shuts down; Retry-After says when to ask again"}
+}
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Hilum</title></head><body>
@@ -23,18 +29,21 @@ PAGE = """<!doctype html>
 """
 
 
-@router.get("/healthz", summary="Is the gateway alive?")
+@router.get("/healthz", summary="Is the gateway alive?", response_model=HealthModel)
 async def healthz() -> dict[str, bool]:
     """Always ``{"ok": true}``, without a login."""
     return {"ok": True}
 
 
-@router.get("/readyz", summary="Can it work now?", responses={503: {"description": "Not ready, or shutting down"}})
-async def readyz(request: Request) -> JSONResponse:
+@router.get("/readyz", summary="Can it work now?", response_model=ReadyModel, responses=NOT_READY)
+async def readyz(request: Request) -> dict[str, bool]:
     """200 once the worker is up and the default model is compiled, else 503; without a login."""
     gateway = gateway_of(request)
-    ready = gateway.link.ready and not gateway.jobs.draining
-    return JSONResponse({"ready": ready, "worker": gateway.link.ready}, 200 if ready else 503)
+    if gateway.jobs.draining:
+        raise shutting_down()
+    if not gateway.link.ready:
+        raise not_ready()
+    return {"ready": True}
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -15,12 +15,25 @@ from hilum_client.wire import CONTENT_SHA256, EVENTS, MASK_FORMATS, MaskFormat
 from hilum_server.gateway import Gateway, gateway_of, principal_of
 from hilum_server.link import WorkerGoneError
 from hilum_server.problems import ProblemError, volume_lost
-from hilum_server.schemas import JobList, JobModel, public_job
+from hilum_server.schemas import JOB, JobList, JobModel, StatisticsModel, public_job
 from hilum_server.store import Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 HEARTBEAT_SECONDS = 10.0
+Answers = dict[int | str, dict[str, Any]]
+EVENT = f"event: progress\ndata: {json.dumps(JOB)}\n\n"
+EVENTS_ANSWER: Answers = {200: {"description": "The events", "content": {EVENTS: {"example": EVENT}}}}
+MASK_ANSWER: Answers = {
+    200: {
+        "description": "The file, with its SHA-256 in a header",
+        "headers": {CONTENT_SHA256: {"schema": {"type": "string"}, "example": "5d41…"}},
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}, "example": "(bytes of the mask)"}
+            for kind in ("application/gzip", "application/octet-stream")
+        },
+    }
+}
 MEDIA_TYPES: dict[str, str] = {"nii.gz": "application/gzip", "nii": "application/octet-stream"}
 
 
@@ -38,7 +51,7 @@ async def get_job(request: Request, job_id: str) -> dict[str, Any]:
     return _public(request, await _job(request, job_id))
 
 
-@router.get("/{job_id}/events", summary="Follow a job", response_class=StreamingResponse)
+@router.get("/{job_id}/events", summary="Follow a job", response_class=StreamingResponse, responses=EVENTS_ANSWER)
 async def follow_job(request: Request, job_id: str) -> StreamingResponse:
     """Server-sent events ``state`` and ``progress``, each with the job; the stream ends with the job."""
     job = await _job(request, job_id)
@@ -70,7 +83,7 @@ async def delete_job(request: Request, job_id: str) -> None:
     await gateway_of(request).jobs.delete(await _job(request, job_id))
 
 
-@router.get("/{job_id}/result", summary="The mask", response_class=FileResponse)
+@router.get("/{job_id}/result", summary="The mask", response_class=FileResponse, responses=MASK_ANSWER)
 async def get_result(
     request: Request, job_id: str, wanted: Annotated[MaskFormat, Query(alias="format")] = "nii.gz"
 ) -> FileResponse:
@@ -84,7 +97,12 @@ async def get_result(
     return FileResponse(path, media_type=media_type, filename=f"{job.id}.{wanted}", headers=headers)
 
 
-@router.get("/{job_id}/statistics", summary="Volumes of the labels")
+@router.get(
+    "/{job_id}/statistics",
+    summary="Volumes of the labels",
+    response_model=StatisticsModel,
+    response_model_exclude_unset=True,
+)
 async def get_statistics(request: Request, job_id: str) -> dict[str, Any]:
     """The report of a finished job: each label's voxels and millilitres, timings, provenance."""
     return dict(_done(await _job(request, job_id)).report or {})
