@@ -314,16 +314,14 @@ class Jobs:
 
     async def _dispatch(self) -> None:
         async with self._turn:
-            for lane in LANES:
-                if self._lanes[lane] is None and self._link.ready and not self.draining:
-                    try:
+            try:
+                for lane in LANES:
+                    if self._lanes[lane] is None and self._link.ready and not self.draining:
                         await self._begin(lane)
-                        self._pause = PAUSES[0]
-                    except DBAPIError as error:  # the job stays queued: nobody else would come back to it
-                        log.warning(
-                            "the job store lets no job begin; tried again in %.1f s", self._pause, exc_info=error
-                        )
-                        self._try_again()
+                self._pause = PAUSES[0]
+            except DBAPIError as error:  # the job stays queued: nobody else would come back to it
+                log.warning("the job store lets no job begin; tried again in %.1f s", self._pause, exc_info=error)
+                self._try_again()
 
     def _try_again(self) -> None:
         async def later(seconds: float) -> None:

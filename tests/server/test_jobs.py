@@ -135,7 +135,7 @@ async def test_a_job_that_the_store_did_not_let_begin_is_tried_again(
 
         b.store.save = failing  # type: ignore[method-assign]
         job = await b.submit(key="k")
-        assert job.status == "queued" and not b.link.running()
+        assert job.status == "queued" and not b.link.running() and b.jobs._pause == 0.02
         async with asyncio.timeout(5):
             while not b.link.running():
                 await asyncio.sleep(0.01)
