@@ -232,6 +232,17 @@ def test_accepted(case: tuple[str, Callable[[], Sequence[bytes | tuple[str, byte
     assert (decoded.low, decoded.high) == (EXPECTED.min(), EXPECTED.max())
 
 
+def test_images_larger_than_a_piece(gate: Gate) -> None:
+    rng = np.random.default_rng(3)
+    planes = [rng.integers(0, 1 << 16, (1024, 1024), np.uint16) if k % 2 else np.zeros((1024, 1024)) for k in range(4)]
+    members = [
+        image(k, Rows=1024, Columns=1024, RescaleIntercept=0, PixelData=plane.astype("<u2").tobytes())
+        for k, plane in enumerate(planes)
+    ]
+    volume = read_volume(gate(zipped(members), step=1 << 20).path)
+    assert np.array_equal(volume.array[0], np.stack(planes).transpose(2, 1, 0))
+
+
 def test_one_bare_file(gate: Gate) -> None:
     decoded = gate(image(0), step=50)
     assert (decoded.shape, decoded.spacing) == ((COLUMNS, ROWS, 1), (0.8, 0.7, 5.0))

@@ -41,7 +41,7 @@ class GzipStream:
         Raises:
             UnreadableError: damaged data, a failed checksum, or something that is no gzip behind a member.
         """
-        while data:
+        while data or self._member is not None:  # a member may still hold output when its input is used up
             if self._member is None:
                 data = self._start(data)
                 if self._member is None:
@@ -57,6 +57,8 @@ class GzipStream:
                 self._members += 1
             if piece:
                 yield piece
+            elif not data:
+                return
 
     def _start(self, data: bytes) -> bytes:
         """Begin the next member where ``data`` holds one; zeros between members are padding."""
@@ -86,7 +88,7 @@ class RawInflater:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Pieces of at most PIECE bytes; UnreadableError where the data is damaged."""
-        while data and not self._stream.eof:
+        while not self._stream.eof:  # the input used up is no end: output may be held, and no trailer follows
             try:
                 piece = self._stream.decompress(data, PIECE)
             except _FAULTS as error:
@@ -94,3 +96,5 @@ class RawInflater:
             data = self._stream.unconsumed_tail
             if piece:
                 yield piece
+            elif not data:
+                return
