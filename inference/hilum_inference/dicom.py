@@ -2,7 +2,8 @@
 
 Images are sorted along their common normal by ImagePositionPatient, and the distance between them comes from those
 positions: SliceThickness and SpacingBetweenSlices are often wrong and are read for a single image only. Positions are
-rounded in practice, so steps may differ by 2 % or 0.1 mm; a larger gap is a missing image and is refused. World
+rounded to 0.1 mm in practice, so an image may lie off its place by that rounding, or by 2 % of the step; a gap is a
+missing image and is refused. World
 coordinates turn from LPS to RAS here. The array is (1, columns, rows, images): i runs along a row.
 """
 
@@ -28,9 +29,10 @@ from hilum_inference.io import placed
 from hilum_inference.volume import Affine, Grid, Volume
 
 STEP_TOLERANCE = 0.02
-"""Share by which a step between images may differ from the usual one..."""
-STEP_TOLERANCE_MM = 0.1
-"""...or this many millimetres, whichever is more: positions are written with few digits."""
+"""Share of the step by which an image may lie off its place between the first and the last..."""
+ROUNDING_MM = 0.175
+"""...or this many millimetres, whichever is more: three coordinates of one decimal are off by sqrt(3) x 0.05 mm, and
+so are those of the image that it is compared with."""
 ALIKE = 1e-3
 """Largest difference of orientation cosines and pixel spacing (mm) within one series."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -265,43 +267,53 @@ def _place(images: list[_Image]) -> tuple[list[_Image], Affine]:
     normal = np.cross(axes[:, 0], axes[:, 1])
     ordered = sorted(images, key=lambda image: float(image.position @ normal))
     positions = np.array([image.position for image in ordered])  # (images, 3)
-    if len(ordered) == 1:
-        step = normal * ordered[0].thickness
-    else:
-        _check_steps(positions @ normal)
-        step = (positions[-1] - positions[0]) / (len(ordered) - 1)
-        straight = positions[0] + np.arange(len(ordered))[:, None] * step
-        if np.abs(positions - straight).max() > _tolerance(float(np.linalg.norm(step))):
-            raise GeometryError("The images do not lie on a straight line; send one stack.", code="uneven_positions")
+    step = normal * ordered[0].thickness if len(ordered) == 1 else _step(positions, normal)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = axes[:, 0] * spacing[0], axes[:, 1] * spacing[1]
     affine[:3, 2], affine[:3, 3] = step, positions[0]
     return ordered, affine
 
 
-def _tolerance(step: float) -> float:
-    return max(STEP_TOLERANCE * step, STEP_TOLERANCE_MM)
+def _step(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vector (3,) from each image to the next; ``positions`` (images, 3) are sorted along the normal.
+
+    Each position is judged against its place on the line from the first to the last: rounded positions make steps
+    that differ by more than they are off themselves.
+    """
+    along = positions @ normal
+    _check_steps(along)
+    count = np.arange(len(positions))[:, None]
+    step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    off = np.linalg.norm(positions - positions[0] - count * step, axis=1)
+    worst = int(np.argmax(off))
+    if off[worst] > max(STEP_TOLERANCE * float(np.linalg.norm(step)), ROUNDING_MM):
+        raise GeometryError(
+            f"The images do not lie evenly on a straight line: image {worst + 1} of {len(positions)} is "
+            f"{off[worst]:.2f} mm from its place; send one stack.",
+            code="uneven_positions",
+        )
+    upright: NDArray[np.float64] = normal * (along[-1] - along[0]) / (len(positions) - 1)
+    aside = positions - positions[0] - (along - along[0])[:, None] * normal  # (images, 3): within the image plane
+    return upright if np.linalg.norm(aside, axis=1).max() <= ROUNDING_MM else step  # rounding is no gantry tilt
 
 
 def _check_steps(along: NDArray[np.float64]) -> None:
     """Refuse doubled images and gaps; ``along`` are the sorted positions on the normal in mm."""
     steps = np.diff(along)
     usual = float(np.median(steps))
-    close = int(np.argmin(steps))
+    close, far = int(np.argmin(steps)), int(np.argmax(steps))
     if steps[close] < max(0.25 * usual, 1e-3):
         raise GeometryError(
             f"Images {close + 1} and {close + 2} lie at the same place ({along[close]:.2f} mm): doubled files, or "
             "several phases in one series; send each place once.",
             code="duplicate_slices",
         )
-    far = int(np.argmax(np.abs(steps - usual)))
-    if abs(steps[far] - usual) > _tolerance(usual):
-        missing = round(steps[far] / usual) - 1
-        what = f"{missing} image(s) are missing" if missing > 0 else "the steps are uneven"
+    if steps[far] > max(1.5 * usual, usual + 2 * ROUNDING_MM):
         raise GeometryError(
             f"Between {along[far]:.2f} and {along[far + 1]:.2f} mm the step is {steps[far]:.2f} mm where "
-            f"{usual:.2f} mm is usual: {what}; send the complete series.",
-            code="missing_slices" if missing > 0 else "uneven_positions",
+            f"{usual:.2f} mm is usual: {max(1, round(steps[far] / usual) - 1)} image(s) are missing; send the complete "
+            "series.",
+            code="missing_slices",
         )
 
 

@@ -94,6 +94,78 @@ def test_rounded_positions(error: float, accepted: bool, tmp_path: Path) -> None
         assert not accepted and refusal.code == "uneven_positions"
 
 
+def _turned(degrees: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(3, 3) rotation about x, then about y; its columns are the directions along a row, a column, the normal."""
+    (cx, sx), (cy, sy) = ((np.cos(a), np.sin(a)) for a in np.radians(degrees))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    return np.asarray(np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ about_x)
+
+
+def _rounded_series(folder: Path, places: list[float], degrees: tuple[float, float], start: float = 0.03) -> Path:
+    turn = _turned(degrees)
+    for k, place in enumerate(places):
+        position = [round(float(x), 1) for x in np.array([-100.04, -80.26, 30 + start]) + place * turn[:, 2]]
+        orientation = [round(float(x), 6) for x in turn[:, :2].T.ravel()]
+        _image(folder / f"{k}", k, ImagePositionPatient=position, ImageOrientationPatient=orientation)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("count", "step", "degrees"),
+    [
+        (40, 1.25, (0, 0)),
+        (200, 0.625, (0, 0)),
+        (60, 1.0, (10, 0)),
+        (5, 1.25, (10, 0)),
+        (5, 1.25, (17, 23)),
+        (80, 0.75, (31, -12)),
+        (50, 0.3, (33, 41)),
+    ],
+)
+@pytest.mark.parametrize("start", [0.0, 0.03, 0.049])
+def test_positions_of_one_decimal(
+    count: int, step: float, degrees: tuple[float, float], start: float, tmp_path: Path
+) -> None:
+    grid = read_volume(_rounded_series(tmp_path, [k * step for k in range(count)], degrees, start)).grid
+    assert grid.shape[2] == count and not grid.is_sheared
+    assert abs(grid.spacing[2] - step) * (count - 1) <= 0.175
+    turn = _turned(degrees)
+    last = np.array([-100.04, -80.26, 30 + start]) + (count - 1) * step * turn[:, 2]
+    placed = (grid.affine @ [0, 0, count - 1, 1])[:3] * [-1, -1, 1]
+    assert np.linalg.norm(placed - last) < 0.3
+
+
+@pytest.mark.parametrize(("step", "degrees"), [(1.25, (0, 0)), (0.625, (10, 0)), (0.625, (17, 23)), (5.0, (0, 0))])
+@pytest.mark.parametrize("gone", [1, 7, 18])
+def test_a_gap_among_rounded_positions(step: float, degrees: tuple[float, float], gone: int, tmp_path: Path) -> None:
+    places = [k * step for k in range(20) if k != gone]
+    with pytest.raises(GeometryError, match=r"1 image\(s\) are missing") as refusal:
+        read_volume(_rounded_series(tmp_path, places, degrees))
+    assert refusal.value.code == "missing_slices"
+
+
+def test_steps_that_change_are_refused(tmp_path: Path) -> None:
+    places = [1.0 * k if k < 10 else 9 + 1.2 * (k - 9) for k in range(20)]
+    with pytest.raises(GeometryError) as refusal:
+        read_volume(_rounded_series(tmp_path, places, (0, 0)))
+    assert refusal.value.code == "uneven_positions"
+
+
+@pytest.mark.parametrize("tilt", [3.0, -15.0])
+def test_a_tilt_is_no_rounding(tilt: float, tmp_path: Path) -> None:
+    for k in range(30):
+        aside = round(2.5 * k * float(np.tan(np.radians(tilt))), 1)
+        _image(
+            tmp_path / f"{k}",
+            k,
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            ImagePositionPatient=[0, aside, 2.5 * k],
+        )
+    grid = read_volume(tmp_path).grid
+    assert grid.is_sheared
+    assert grid.affine[1, 2] / grid.affine[2, 2] == pytest.approx(-np.tan(np.radians(tilt)), abs=2e-3)
+
+
 def test_rescaling_that_differs_is_applied(tmp_path: Path) -> None:
     for k, slope in enumerate((0.5, 0.25, 2.0)):
         _image(tmp_path / f"{k}", k, RescaleSlope=slope, RescaleIntercept=-k)
