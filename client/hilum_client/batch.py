@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hilum_client.answers import Result
 
 app = application()
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".zip")
 Segment = Callable[[Path, Path], "Result"]
@@ -87,27 +89,34 @@ def run_batch(cases: Sequence[Case], segment: Segment, report: Report, watch: Wa
     """Segment what the report does not hold yet, writing it after every case; how many cases failed.
 
     A case is finished where the report names the same content, model digest and mask. A failed one is tried again.
+    The report is written in any case, also with no case done.
 
     Raises:
         ConnectError: the server is gone; what is done is in the report.
+        MissingExtra, ModuleNotFoundError: a part of the wheel is not installed.
     """
     failed = 0
-    for case in cases:
-        watch.begins(case)
-        try:
-            content = content_hash(case.path)
-        except OSError as error:
-            entry = report.failed(case.name, "", *told_file(error), 0.0)
-        else:
-            known = report.finished(case.name, content)
-            if known is not None:
-                watch.ended(known, True)
-                continue
-            entry = _one(case, content, segment, report)
-        report.add(entry)
-        failed += entry.status == "failed"
-        watch.ended(entry, False)
+    try:
+        for case in cases:
+            watch.begins(case)
+            entry, skipped = _entry(case, segment, report)
+            if not skipped:
+                report.add(entry)
+                failed += entry.status == "failed"
+            watch.ended(entry, skipped)
+    finally:
+        report.write()
     return failed
+
+
+def _entry(case: Case, segment: Segment, report: Report) -> tuple[Entry, bool]:
+    """The entry of a case, and whether an earlier run had finished it."""
+    try:
+        content = content_hash(case.path)
+    except OSError as error:
+        return report.failed(case.name, "", *told_file(error), 0.0), False
+    known = report.finished(case.name, content)
+    return (known, True) if known is not None else (_one(case, content, segment, report), False)
 
 
 def content_hash(path: Path) -> str:
@@ -128,15 +137,24 @@ def _one(case: Case, content: str, segment: Segment, report: Report) -> Entry:
     try:
         mask.parent.mkdir(parents=True, exist_ok=True)
         result = segment(case.path, mask)
-    except (ConnectError, MissingExtra):
+        return report.done(case.name, content, case.mask.as_posix(), result.statistics, time.perf_counter() - start)
+    except (ConnectError, MissingExtra, ModuleNotFoundError):  # no other case would fare better
         raise
-    except Exception as error:
-        known = told(error)
-        if known is None:
-            raise
+    except Exception as error:  # a night's batch outlives a defect that one case brings to light
         mask.unlink(missing_ok=True)  # that of an earlier content
-        return report.failed(case.name, content, *known, time.perf_counter() - start)
-    return report.done(case.name, content, case.mask.as_posix(), result.statistics, time.perf_counter() - start)
+        if told(error) is None:
+            log.exception("A case failed in a way that was not foreseen.")
+        return report.failed(case.name, content, *_reason(error), time.perf_counter() - start)
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """Code and sentence of what a case failed with."""
+    known = told(error)
+    if known is not None:
+        return known
+    if isinstance(error, MemoryError):
+        return "out_of_memory", "The case needs more memory than there is; segment it on a larger machine."
+    return "internal", f"Unexpected {type(error).__name__}; its traceback is in the log."
 
 
 def _volumes(folder: Path, skip: Path) -> Iterator[Path]:

@@ -22,12 +22,11 @@ DICOM_PREFIX: Final = b"DICM"  # at byte 128
 
 @dataclass(frozen=True)
 class Payload:
-    """Bytes to send: how many, under which name, and a way to read them (again, after a broken line).
+    """Bytes to send: how many, and a way to read them (again, after a broken line).
 
     ``temporary`` is removed by ``close``.
     """
 
-    name: str
     size: int
     open: Callable[[], Iterator[bytes]]
     temporary: Path | None = None
@@ -48,12 +47,12 @@ def prepare(image: Path | NDArray[Any], affine: ArrayLike | None = None) -> Payl
         from hilum_client.nifti import encode
 
         size, _ = encode(image, affine)
-        return Payload("array.nii", size, lambda: encode(image, affine)[1])
+        return Payload(size, lambda: encode(image, affine)[1])
     if image.is_dir():
         return _zipped(image)
     if not image.is_file():
         raise InputError(f"There is no file {image}.", code="no_such_file")
-    return Payload(image.name, image.stat().st_size, lambda: read_chunks(image))
+    return Payload(image.stat().st_size, lambda: read_chunks(image))
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -87,7 +86,7 @@ def _zipped(folder: Path) -> Payload:
                 with file.open("rb") as source, archive.open(member, "w") as target:
                     while chunk := source.read(CHUNK):
                         target.write(chunk)
-        return Payload("series.zip", path.stat().st_size, lambda: read_chunks(path), path)
+        return Payload(path.stat().st_size, lambda: read_chunks(path), path)
 
 
 @contextmanager

@@ -68,11 +68,7 @@ class Verbs:
             return image
         source = Path(image) if isinstance(image, str) else image
         payload: Payload = yield Work(lambda: prepare(source, affine))
-        headers = {
-            "Content-Type": wire.OCTETS,
-            "Content-Length": str(payload.size),
-            wire.FILE_NAME: _ascii(payload.name),
-        }
+        headers = {"Content-Type": wire.OCTETS, "Content-Length": str(payload.size)}  # no name: it may be a patient's
         request = Call("PUT", f"{wire.API}/volumes", headers=headers, body=lambda: counted(payload, sent))
         try:
             response = yield from call(request, self.retry)
@@ -304,10 +300,6 @@ def counted(payload: Payload, sent: Progress | None) -> Iterator[bytes]:
         done += len(chunk)
         if sent is not None:
             sent(done, payload.size)
-
-
-def _ascii(name: str) -> str:
-    return name.encode("ascii", "replace").decode()
 
 
 def _mapping(data: Any) -> Mapping[str, Any]:

@@ -11,7 +11,6 @@ EVENTS: Final = "text/event-stream"
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 CONTENT_SHA256: Final = "X-Content-SHA256"
-FILE_NAME: Final = "X-File-Name"
 
 MaskFormat = Literal["nii.gz", "nii", "nrrd"]
 MASK_FORMATS: Final[tuple[MaskFormat, ...]] = ("nii.gz", "nii", "nrrd")

@@ -44,11 +44,12 @@ class Gateway:
 
     Attributes:
         faults: path pattern -> what to do with the next calls that match: an exception to raise or an answer to give.
+        sent: the headers of each volume that arrived.
         log: (method, path) of every call that arrived.
     """
 
     volumes: dict[str, bytes] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
+    sent: list[httpx.Headers] = field(default_factory=list)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     orders: list[dict[str, Any]] = field(default_factory=list)
     faults: list[tuple[str, httpx.Response | Exception]] = field(default_factory=list)
@@ -93,9 +94,9 @@ class Gateway:
     def _volume(self, request: httpx.Request) -> httpx.Response:
         assert int(request.headers["Content-Length"]) == len(request.content)
         assert "Transfer-Encoding" not in request.headers
-        name = f"v{len(self.names)}"
+        name = f"v{len(self.sent)}"
         self.volumes[name] = request.content
-        self.names.append(request.headers["X-File-Name"])
+        self.sent.append(request.headers)
         sha = hashlib.sha256(request.content).hexdigest()
         return httpx.Response(201, json={"id": name, "shape": [2, 2, 2], "sha256": sha})
 

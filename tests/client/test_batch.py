@@ -16,7 +16,7 @@ import pytest
 from hilum_client.answers import ModelInfo, Result
 from hilum_client.batch import Case, content_hash, find_cases, run_batch
 from hilum_client.cli import main
-from hilum_client.errors import ConnectError, InputError, JobFailed
+from hilum_client.errors import ConnectError, InputError, JobFailed, MissingExtra
 from hilum_client.report import Entry, Report
 
 if TYPE_CHECKING:
@@ -156,18 +156,47 @@ def test_cases_that_are_gone_leave_the_report(folder: Path, tmp_path: Path) -> N
     assert [case["case"] for case in data["cases"]] == ["a.nii.gz", "b.nii", "deep/series"]
 
 
-def test_a_lost_server_and_a_defect_stop_the_batch(folder: Path, tmp_path: Path) -> None:
-    for error in (ConnectError("gone"), ZeroDivisionError()):
+def test_a_lost_server_and_a_missing_part_stop_the_batch(folder: Path, tmp_path: Path) -> None:
+    for error in (ConnectError("gone"), MissingExtra("install it"), ModuleNotFoundError("none", name="none")):
+        for first in ("a.nii.gz", "b.nii"):
 
-        def lost(image: Path, mask: Path, error: Exception = error) -> Result:
-            if image.name != "a.nii.gz":
-                raise error
-            return Segmenter()(image, mask)
+            def lost(image: Path, mask: Path, error: Exception = error, first: str = first) -> Result:
+                if image.name >= first:
+                    raise error
+                return Segmenter()(image, mask)
 
-        out = tmp_path / type(error).__name__
-        with pytest.raises(type(error)):
-            batch(folder, out, lost)
-        assert json.loads((out / "report.json").read_text())["done"] == 1
+            out = tmp_path / f"{type(error).__name__}-{first}"
+            with pytest.raises(type(error)):
+                batch(folder, out, lost)
+            assert json.loads((out / "report.json").read_text())["done"] == (first != "a.nii.gz")
+            assert (out / "report.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("of a library"), "internal"),
+        (ZeroDivisionError(), "internal"),
+        (KeyError("x"), "internal"),
+        (MemoryError(), "out_of_memory"),
+    ],
+)
+def test_what_was_not_foreseen_fails_one_case(
+    error: Exception, code: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(image: Path, mask: Path) -> Result:
+        if image.name == "b.nii":
+            mask.write_text("half")
+            raise error
+        return Segmenter()(image, mask)
+
+    out = tmp_path / "out"
+    assert batch(folder, out, broken)[0] == 1
+    data = json.loads((out / "report.json").read_text())
+    assert (data["done"], data["failed"]) == (3, 1)
+    assert [(case["case"], case["code"]) for case in data["cases"] if case["status"] == "failed"] == [("b.nii", code)]
+    assert not (out / "b-mask.nii.gz").exists()
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
 
 
 def test_a_foreign_report_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
