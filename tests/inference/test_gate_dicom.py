@@ -21,7 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from hilum_inference.errors import InputError
 from hilum_inference.gate import Decoded, Intake, Limits
-from hilum_inference.io import read_volume
+from hilum_inference.io import read_volume, write_labels
 
 Gate = Callable[..., Decoded]
 ROWS, COLUMNS = 40, 48  # the least that a JPEG 2000 encoder takes
@@ -230,6 +230,18 @@ def test_accepted(case: tuple[str, Callable[[], Sequence[bytes | tuple[str, byte
     np.testing.assert_allclose(decoded.spacing, (0.8, 0.7, step))
     np.testing.assert_allclose(np.array(decoded.affine)[:3, 3], (10, 20, 30))
     assert (decoded.low, decoded.high) == (EXPECTED.min(), EXPECTED.max())
+
+
+def test_a_mask_in_nrrd_lies_exactly_on_the_series(gate: Gate, tmp_path: Path) -> None:
+    turned = [0.8, 0.6, 0, -0.6, 0.8, 0]
+    members = [image(k, ImageOrientationPatient=turned, ImagePositionPatient=[-10.123457, 1, k / 3]) for k in range(3)]
+    for k, data in enumerate(members):
+        (tmp_path / "series").mkdir(exist_ok=True)
+        (tmp_path / "series" / f"{k}").write_bytes(data)
+    stored = read_volume(gate(zipped(members)).path)
+    write_labels(tmp_path / "mask.nrrd", np.zeros(stored.grid.shape, np.uint8), stored)
+    affine = read_volume(tmp_path / "mask.nrrd").grid.affine
+    assert np.array_equal(affine, read_volume(tmp_path / "series").grid.affine)
 
 
 def test_images_larger_than_a_piece(gate: Gate) -> None:

@@ -49,6 +49,28 @@ def test_a_mask_repeats_the_place_of_its_source(kind: type, tmp_path: Path) -> N
         assert answer.source.fields[name] == like.source.fields[name]
 
 
+def test_a_mask_kept_as_nifti_becomes_nrrd_exactly(tmp_path: Path) -> None:
+    """What the gateway does: the mask waits as NIfTI, and its grid comes from the stored volume again."""
+    _image(tmp_path / "in.nrrd", compress=False)
+    like = read_volume(tmp_path / "in.nrrd")
+    labels = (like.array[0] > 0).astype(np.uint8)
+    write_labels(tmp_path / "mask.nii.gz", labels, like)
+    kept = read_volume(tmp_path / "mask.nii.gz")
+    assert not np.array_equal(kept.grid.affine, like.grid.affine) and kept.grid.close_to(like.grid, 1e-5)
+    write_labels(tmp_path / "out.nrrd", kept.array[0], like)
+    answer = read_volume(tmp_path / "out.nrrd")
+    assert np.array_equal(answer.grid.affine, like.grid.affine) and np.array_equal(answer.array[0], labels)
+
+
+def test_a_mask_in_nifti_is_what_simpleitk_reads(tmp_path: Path) -> None:
+    image = _image(tmp_path / "in.nrrd", compress=False)
+    like = read_volume(tmp_path / "in.nrrd")
+    write_labels(tmp_path / "mask.nii.gz", (like.array[0] > 0).astype(np.uint8), like)
+    mask = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))  # no NIfTI-2, whatever the affine: it reads none
+    np.testing.assert_allclose(mask.GetOrigin(), image.GetOrigin(), atol=1e-5)
+    np.testing.assert_allclose(mask.GetDirection(), image.GetDirection(), atol=1e-6)
+
+
 def test_channels_leave_the_directions_of_a_mask(tmp_path: Path) -> None:
     head = (
         "NRRD0005\ntype: uchar\ndimension: 4\nspace: RAS\nsizes: 2 3 4 5\nencoding: raw\n"
