@@ -40,9 +40,14 @@ class LabelSink:
     def __init__(self, source: Source, grid: ModelGrid, decider: Decider, stored: NDArray[np.generic]) -> None:
         self._grid = grid
         self._decider = decider
-        self._stored = stored
         self._before = [before for before, _ in source.padding]
-        self.labels = np.zeros(grid.shape, decider.dtype)  # (D, H, W)
+        self._stored = stored
+        self._out: Labels | None = None
+        if all(mapping.is_identity for mapping in grid.maps):  # labels are held once: these are a view of the answer
+            self._out = empty_like_stored(grid, stored, decider.dtype)
+            self.labels = grid.view(self._out[None])[0]  # (D, H, W)
+        else:
+            self.labels = np.zeros(grid.shape, decider.dtype)
 
     def take(self, block: Block) -> None:
         """Decide a block and keep the part that is no padding."""
@@ -57,9 +62,10 @@ class LabelSink:
 
     def finish(self) -> Labels:
         """(I, J, K) labels on the input's grid."""
-        out = empty_like_stored(self._grid, self._stored, self._decider.dtype)
-        self._grid.restore(self.labels, out)
-        return out
+        if self._out is None:
+            self._out = empty_like_stored(self._grid, self._stored, self._decider.dtype)
+            self._grid.restore(self.labels, self._out)
+        return self._out
 
 
 class ChannelSink:
