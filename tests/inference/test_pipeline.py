@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hilum_testing import manifest, phantom, publish_tiny
+from hilum_testing import Tiny, ensemble_of, manifest, phantom, publish_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.inferers.utils import sliding_window_inference
@@ -67,6 +67,27 @@ def test_labels_equal_nnunets_predictor(tmp_path: Path) -> None:
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(got[clear], expected[clear])
     assert (got == expected).mean() > 0.99
+
+
+def test_an_ensemble_is_one_network_with_features_and_heads_side_by_side(tmp_path: Path) -> None:
+    members = [Tiny(1, 2, 6), Tiny(1, 2, 6)]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in members[1].parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    labels = [{"name": f"label {n}", "id": n} for n in range(1, 6)]
+    model, _ = publish_tiny(tmp_path, manifest(labels=labels, folds=2), with_head=True, net=ensemble_of(*members))
+    assert model.manifest.blends_features
+    image = np.random.default_rng(0).normal(50, 150, (40, 33, 25)).astype(np.int16)
+    with torch.no_grad():
+        each = [
+            sliding_window_inference(_windowed(image), (16, 16, 16), 1, net.eval(), overlap=0.5, mode="gaussian")
+            for net in members
+        ]
+    expected = ((each[0] + each[1]) / 2).argmax(1)[0].numpy()
+    got = Segmenter(model, open_engine(model, THREADS)).segment(Volume.from_array(image)).labels
+    assert len(np.unique(expected)) > 2
+    assert (got != expected).sum() <= 2
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -72,9 +72,26 @@ def onnx_bytes(net: Tiny, size: tuple[int, int, int]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def publish_tiny(folder: Path, described: Manifest, features: int = 4, with_head: bool = False) -> tuple[Model, Tiny]:
+def ensemble_of(first: Tiny, second: Tiny) -> Tiny:
+    """One network with the features of both side by side, and a head that averages their logits."""
+    one, two = first.state_dict(), second.state_dict()
+    joined = Tiny(first.body.in_channels, 2 * first.body.out_channels, first.head.out_channels)
+    joined.load_state_dict(
+        {
+            "body.weight": torch.cat([one["body.weight"], two["body.weight"]]),
+            "body.bias": torch.cat([one["body.bias"], two["body.bias"]]),
+            "head.weight": torch.cat([one["head.weight"], two["head.weight"]], dim=1) / 2,
+            "head.bias": (one["head.bias"] + two["head.bias"]) / 2,
+        }
+    )
+    return joined
+
+
+def publish_tiny(
+    folder: Path, described: Manifest, features: int = 4, with_head: bool = False, net: Tiny | None = None
+) -> tuple[Model, Tiny]:
     """Publish a Tiny network for ``described``; the model, and the network in torch."""
-    net = Tiny(len(described.channels), features, described.classes)
+    net = net or Tiny(len(described.channels), features, described.classes)
     if with_head:
         weight = net.head.weight.detach().numpy()[:, :, 0, 0, 0]
         head = Head.from_arrays(weight, net.state_dict()["head.bias"].numpy())
