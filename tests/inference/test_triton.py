@@ -13,6 +13,7 @@ from hilum_testing import manifest, phantom, publish_tiny
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.errors import EngineError
 from hilum_inference.pipeline import Segmenter
+from hilum_inference.repository import Repository, shipped_repository
 from hilum_inference.volume import Volume
 
 pytestmark = [
@@ -49,3 +50,16 @@ def test_a_model_that_triton_does_not_have_is_named(tmp_path: Path) -> None:
         warnings.catch_warnings(),
     ):
         open_engine(other, EngineSettings(triton=address))
+
+
+def test_the_shipped_model_is_accepted_by_triton_and_answers_as_the_embedded_engine(tmp_path: Path) -> None:
+    model = Repository([shipped_repository()]).model()
+    triton_server.python_backed(shipped_repository(), tmp_path / "served")
+    batch = np.random.default_rng(0).random((2, 1, *model.manifest.windows.size), np.float32)
+    embedded = open_engine(model, EngineSettings(threads=1))
+    with triton_server.triton(tmp_path / "served", tmp_path) as address:
+        engine = open_engine(model, EngineSettings(triton=address))
+        for output in ("logits", "features"):
+            here, there = embedded.run(batch, output), engine.run(batch, output)
+            assert np.abs(here - there).max() <= 5e-4 * np.abs(here).max()
+        engine.close()

@@ -66,7 +66,7 @@ def python_backed(repository: Path, target: Path) -> None:
     """Copy a published repository, served by the python backend instead of ONNX Runtime's."""
     shutil.copytree(repository, target)
     for config in target.glob("*/config.pbtxt"):
-        text = re.sub(r'(backend|platform): "[^"]*"', "", config.read_text())
+        text = re.sub(r'(backend|platform|default_model_filename): "[^"]*"', "", config.read_text())
         if "input {" not in text and "input [" not in text:
             raise ValueError(f"{config} names no input: Triton would have to guess")
         config.write_text(text + '\nbackend: "python"\ninstance_group { count: 1 kind: KIND_CPU }\n')
