@@ -13,7 +13,7 @@ grow with the number of classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Blender:
         self._channels = channels
         self._weights = weights
         self._cuts = {axis: _cuts(layout, axis) for axis in layout.sweep[:2]}
-        self._last = {axis: _last_touch(layout, axis) for axis in layout.sweep[:2]}
+        self._left = _touches(layout, self._cuts)  # windows that will still touch each cell
         self._cells: dict[tuple[int, int], tuple[Sums, Weights]] = {}
 
     def add(self, start: Shape, window: NDArray[np.float32]) -> list[Block]:
@@ -80,21 +80,14 @@ class Blender:
                     cell = self._cells[i, j] = sums, weights
                 for total, part in zip(cell, (window, self._weights), strict=True):
                     total[*inside] += part[*within]
+                self._left[i, j] -= 1
         return self._finished(start)
 
     def _finished(self, start: Shape) -> list[Block]:
-        a, b, c = self._layout.sweep
-        if start[c] != self._layout.starts[c][-1]:
-            return []
-        done = [
-            [
-                k
-                for k in _between(self._cuts[axis], start[axis], self._layout.size[axis])
-                if self._last[axis][k] == start[axis]
-            ]
-            for axis in (a, b)
-        ]
-        return [Block(self._cell_start(i, j), *self._cells.pop((i, j))) for i in done[0] for j in done[1]]
+        a, b, _ = self._layout.sweep
+        size = self._layout.size
+        touched = product(_between(self._cuts[a], start[a], size[a]), _between(self._cuts[b], start[b], size[b]))
+        return [Block(self._cell_start(*key), *self._cells.pop(key)) for key in touched if not self._left[key]]
 
     def _cell_start(self, i: int, j: int) -> Shape:
         a, b, c = self._layout.sweep
@@ -109,13 +102,12 @@ class Blender:
 
 
 def peak_bytes(layout: Layout, channels: int) -> int:
-    """Most bytes that the cells of a Blender can hold at a time: the carried overlap and one strip of windows."""
+    """Most bytes that the cells of a Blender hold at a time: the carried overlap and one strip of windows."""
     a, b, c = layout.sweep
-    rows = layout.starts[a]
-    carried = max((row + layout.size[a] - following for row, following in pairwise(rows)), default=0)
+    size = layout.size
+    carried = max((row[-1] + size[a] - following[0] for row, following in pairwise(layout.rows)), default=0)
     face = layout.shape[b] * layout.shape[c]
-    strip = layout.size[a] * layout.size[b] * layout.shape[c]
-    return 4 * (channels + 1) * (carried * face + strip)
+    return 4 * (channels + 1) * (carried * face + layout.depth * size[b] * layout.shape[c])
 
 
 def _cuts(layout: Layout, axis: int) -> tuple[int, ...]:
@@ -123,10 +115,15 @@ def _cuts(layout: Layout, axis: int) -> tuple[int, ...]:
     return tuple(sorted({*first, *(s + layout.size[axis] for s in first)}))
 
 
-def _last_touch(layout: Layout, axis: int) -> tuple[int, ...]:
-    """For each interval the start of the last window that covers it."""
-    cuts = _cuts(layout, axis)
-    return tuple(max(s for s in layout.starts[axis] if s <= low < s + layout.size[axis]) for low in cuts[:-1])
+def _touches(layout: Layout, cuts: dict[int, tuple[int, ...]]) -> dict[tuple[int, int], int]:
+    """For each cell how many windows cover it."""
+    a, b, c = layout.sweep
+    along = {
+        axis: [sum(s <= low < s + layout.size[axis] for s in layout.starts[axis]) for low in cuts[axis][:-1]]
+        for axis in (a, b)
+    }
+    deep = len(layout.starts[c])
+    return {(i, j): m * n * deep for i, m in enumerate(along[a]) for j, n in enumerate(along[b])}
 
 
 def _between(cuts: tuple[int, ...], start: int, size: int) -> range:

@@ -225,7 +225,7 @@ class Segmenter:
         layout = source.layout
         window = int(np.prod(layout.size)) * manifest.windows.batch
         face = int(np.prod(layout.shape)) // layout.shape[layout.sweep[0]]
-        slab = 4 * len(manifest.channels) * face * layout.size[layout.sweep[0]]
+        slab = 4 * len(manifest.channels) * face * layout.depth
         carried = blend.peak_bytes(layout, self._channels) * (2 if manifest.way_back == "logits" else 1)
         voxels = int(np.prod(volume.grid.shape)) + int(np.prod(grid.shape))
         label_bytes = 1 if max(label.id for label in manifest.labels) < 256 else 2

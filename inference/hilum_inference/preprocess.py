@@ -135,7 +135,8 @@ class Source:
         """(C, D, H, W) float32 of the window at ``start`` on the padded grid. Ask in the order of ``layout``."""
         sweep = self.layout.sweep[0]
         size = self.layout.size
-        self._load(start[sweep], start[sweep] + size[sweep])
+        row = next(row for row in self.layout.rows if start[sweep] in row)
+        self._load(row[0], row[-1] + size[sweep])
         window = np.empty((len(self._view), *size), np.float32)
         planes = np.moveaxis(window, sweep + 1, 0)  # (planes, C, ...)
         across = [slice(start[a], start[a] + size[a]) for a in range(3) if a != sweep]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -88,7 +89,8 @@ class Layout:
     """All windows over a volume of ``shape`` (already padded to at least one window), in the order of the sweep.
 
     The sweep runs along the longest axis first, then along the next: what is unfinished at any time is then a slab with
-    the smallest face.
+    the smallest face. The last two rows are swept together, strip by strip: the last one is pushed back onto the one
+    before, and a slab of nearly a window's depth would wait for it otherwise.
 
     >>> layout = Layout((96, 200, 96), (96, 96, 96), 0.5, "monai")
     >>> layout.sweep, layout.count, list(layout)
@@ -112,12 +114,29 @@ class Layout:
         first, second, third = sorted(range(3), key=lambda axis: (-self.shape[axis], axis))
         return first, second, third
 
+    @cached_property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """Starts along the first axis of the sweep, grouped as they are swept together."""
+        along = self.starts[self.sweep[0]]
+        size = self.size[self.sweep[0]]
+        crowded = len(along) > 2 and along[-2] + size - along[-1] > max(
+            before + size - after for before, after in pairwise(along[:-1])
+        )
+        return (*((start,) for start in along[:-2]), along[-2:]) if crowded else tuple((start,) for start in along)
+
+    @property
+    def depth(self) -> int:
+        """Most voxels along the first axis of the sweep that are swept together."""
+        return max(row[-1] - row[0] for row in self.rows) + self.size[self.sweep[0]]
+
     @property
     def count(self) -> int:
         """Number of windows."""
         return math.prod(len(axis) for axis in self.starts)
 
     def __iter__(self) -> Iterator[Shape]:
-        for ordered in itertools.product(*(self.starts[axis] for axis in self.sweep)):
-            place = dict(zip(self.sweep, ordered, strict=True))
-            yield place[0], place[1], place[2]
+        first, second, third = self.sweep
+        for row in self.rows:
+            for b, a, c in itertools.product(self.starts[second], row, self.starts[third]):
+                place = {first: a, second: b, third: c}
+                yield place[0], place[1], place[2]

@@ -58,6 +58,11 @@ def test_memory_does_not_grow_with_the_length_of_the_scan() -> None:
     assert peak_bytes(short, 8) == peak_bytes(long, 8)
 
 
+def test_a_last_row_pushed_back_adds_a_strip_and_not_a_slab() -> None:
+    even, pushed = (peak_bytes(Layout((n, 256, 256), (32, 32, 32), 0.5, "monai"), 8) for n in (320, 322))
+    assert pushed <= even * 1.1
+
+
 def test_sweep_runs_along_the_longest_axis() -> None:
     starts = list(Layout((20, 64, 32), (16, 16, 16), 0.5, "monai"))
     assert [s[1] for s in starts] == sorted(s[1] for s in starts)
