@@ -34,8 +34,18 @@ def markdown(report: Report) -> str:
         for contender, why in row.get("failed", {}).items()
     ]
     machine = report.machine
-    about = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}"
+    about = f"{_processors(report)}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}"
     return "\n".join([*lines, "", f"Measured on {about}; one thread each, CPU time.", "", *notes, ""])
+
+
+def _processors(report: Report) -> str:
+    """The processor, or each with the rows that were measured on it."""
+    rows: dict[str, list[str]] = {}
+    for name, row in report.rows.items():
+        rows.setdefault(row["cpu"], []).append(name)
+    if len(rows) < 2:
+        return str(report.machine["cpu"])
+    return "; ".join(f"{cpu} ({', '.join(names)})" for cpu, names in rows.items())
 
 
 def plot(report: Report, path: Path) -> None:

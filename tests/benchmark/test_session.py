@@ -99,10 +99,13 @@ def test_a_contender_that_fails_is_named_and_the_others_are_measured(tmp_path: P
 def test_table_and_plot_show_every_figure(tmp_path: Path) -> None:
     result = report.Report("volume", False, {"cpu": "C", "cores": 2, "memory_gib": 1, "system": "L"})
     figures = [Figure("fast", "peer", 9.49, 9, 10, 8, "x"), Figure("memory", None, 5, 4, 6, 4.0, "GiB", "less")]
-    result.rows["row"] = {"note": "A note.", "figures": [report.as_json(figure) for figure in figures]}
+    result.rows["row"] = {"cpu": "C", "note": "A note.", "figures": [report.as_json(figure) for figure in figures]}
     text = table.markdown(result)
     assert "| row | fast | peer | 9.49× | 9 to 10 | ≥ 8× | yes |" in text
     assert "| row | memory |  | 5 GiB | 4 to 6 | ≤ 4 GiB | no, 80 % of it |" in text
     assert "- row: A note." in text
+    assert "Measured on C, 2 cores" in text
+    result.rows["later"] = {"cpu": "D", "note": "", "figures": []}
+    assert "Measured on C (row); D (later), 2 cores" in table.markdown(result)
     table.plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
