@@ -47,7 +47,7 @@ def export(run: Path, repository: Path) -> Exported:
         gates = check(trained.network, path, windows)
         content = path.read_bytes()
     manifest = complete(trained, hashlib.sha256(content).hexdigest())
-    text = config(manifest, trained.architecture.filters)
+    text = config(manifest, trained.network.head.in_channels)
     version = publish(repository, manifest.name, text, {NETWORK: content})
     return Exported(version, manifest, gates, len(content))
 

@@ -17,8 +17,18 @@ from hilum_search.errors import ArchitectureError
 
 FORMAT: Final = "hilum.architecture/1"
 
-Operator = Literal["2d", "3d", "p3d"]
+Operator = Literal["2d", "3d", "p3d", "2d5", "3d5", "3d-dilated", "3d5-dilated"]
+"""3x3x1; 3x3x3; 3x3x1 then 1x1x3; 5x5x1; 5x5x5; 3x3x3 and 5x5x5 with dilation 2."""
 OPERATORS: Final[tuple[Operator, ...]] = get_args(Operator)
+BASIC: Final[tuple[Operator, ...]] = ("2d", "3d", "p3d")
+"""What V-NAS and the C2FNAS paper choose from, in the order of the published codes."""
+WIDE: Final[tuple[Operator, ...]] = ("3d", "3d5", "2d", "2d5", "3d-dilated", "3d5-dilated")
+"""The six operators of the C2FNAS talk (WACV 2020), in its order."""
+
+ENCODER_STAGES: Final = (3, 4, 6, 3)
+"""Encoder cells of V-NAS at 1/4, 1/8, 1/16 and 1/32 of the input's resolution."""
+DECODER_BLOCKS: Final = 5
+CellStyle = Literal["plain", "bottleneck"]
 
 DEEPEST_LEVEL: Final = 3
 """Levels 0 to 3 lie at 1/2, 1/4, 1/8 and 1/16 of the input's resolution."""
@@ -34,6 +44,12 @@ def check_walk(levels: tuple[int, ...]) -> None:
         raise ArchitectureError(f"The levels {list(levels)} must change by at most one from cell to cell.")
 
 
+def _check_operators(given: tuple[Operator, ...], allowed: tuple[Operator, ...]) -> None:
+    unknown = sorted(set(given) - set(allowed))
+    if unknown:
+        raise ArchitectureError(f"Unknown operator {unknown[0]!r}; known are {', '.join(allowed)}.")
+
+
 @dataclass(frozen=True)
 class C2FNAS:
     """A network of the coarse-to-fine space (Yu et al., CVPR 2020): a walk over levels, one operator a cell.
@@ -41,7 +57,7 @@ class C2FNAS:
     Attributes:
         filters: channels f of the stem at full resolution; level k carries 2^(k+1) f.
         levels: the level of each cell, from 0 to 0 in steps of at most one, DEEPEST_LEVEL at most.
-        operators: the operator of each cell: ``2d`` 3x3x1, ``3d`` 3x3x3, ``p3d`` 3x3x1 then 1x1x3.
+        operators: the operator of each cell, see Operator.
         full_resolution_skip: whether the stem's features at full resolution join the head. Ours, not the paper's: thin
             structures such as ribs are narrower than a voxel at half resolution.
 
@@ -61,9 +77,7 @@ class C2FNAS:
             raise ArchitectureError(
                 f"There are {len(self.levels)} levels and {len(self.operators)} operators; each cell needs one of each."
             )
-        unknown = sorted(set(self.operators) - set(OPERATORS))
-        if unknown:
-            raise ArchitectureError(f"Unknown operator {unknown[0]!r}; known are {', '.join(OPERATORS)}.")
+        _check_operators(self.operators, OPERATORS)
         check_walk(self.levels)
 
     @property
@@ -81,10 +95,65 @@ class C2FNAS:
         return int(self.filters * 2 ** (level + 1))
 
 
-Architecture = C2FNAS
-"""Any architecture that can be built; a union as soon as there is a second family."""
+@dataclass(frozen=True)
+class VNAS:
+    """A network of the V-NAS space (Zhu et al., 3DV 2019): an encoder of 16 residual cells, five decoder blocks.
 
-_FAMILIES: Final[dict[str, type[Architecture]]] = {"c2fnas": C2FNAS}
+    The papers name the operators 0, 1, 2: 2D, 3D, P3D (BASIC). What a cell makes of them, the widths and the pooling
+    are read from re-implementations and from AH-Net, whose wiring V-NAS keeps; see docs/architecture.md.
+
+    Attributes:
+        encoder: one of BASIC for each cell, 3 + 4 + 6 + 3 of them.
+        decoder: one of BASIC for each block, from the deepest up.
+        stem: channels of the 7x7x1 convolution at half the in-plane resolution.
+        widths: channels of the four encoder stages.
+        cell_style: ``plain``, or ``bottleneck``: the two convolutions on a quarter of the channels.
+        pooling: sides in voxels, at half resolution, of the pyramid's cubes; empty for no pyramid.
+
+    Raises:
+        ArchitectureError: an operator or a size outside the space.
+    """
+
+    encoder: tuple[Operator, ...]
+    decoder: tuple[Operator, ...]
+    stem: int = 24
+    widths: tuple[int, ...] = (40, 60, 80, 160)
+    cell_style: CellStyle = "plain"
+    pooling: tuple[int, ...] = (1, 2, 4, 8)
+
+    def __post_init__(self) -> None:
+        for name, given, needed in (
+            ("encoder", self.encoder, sum(ENCODER_STAGES)),
+            ("decoder", self.decoder, DECODER_BLOCKS),
+            ("widths", self.widths, len(ENCODER_STAGES)),
+        ):
+            if len(given) != needed:
+                raise ArchitectureError(f"{name} has {len(given)} entries; it must have {needed}.")
+        _check_operators((*self.encoder, *self.decoder), BASIC)
+        if not all(4 <= width <= 2048 for width in (self.stem, *self.widths)):
+            raise ArchitectureError("stem and widths must lie between 4 and 2048.")
+        if self.cell_style not in get_args(CellStyle):
+            raise ArchitectureError(f"cell_style is {self.cell_style!r}; it must be plain or bottleneck.")
+        if any(side not in (1, 2, 4, 8, 16) for side in self.pooling) or len(set(self.pooling)) < len(self.pooling):
+            raise ArchitectureError("pooling must hold different sides out of 1, 2, 4, 8 and 16.")
+        if len(self.pooling) > self.widths[0]:
+            raise ArchitectureError("pooling has more levels than the first stage has channels.")
+
+    @property
+    def family(self) -> str:
+        """Name of the family in JSON."""
+        return "vnas"
+
+    @property
+    def stride(self) -> int:
+        """Every side of a window must be a multiple of this many voxels."""
+        return 32
+
+
+Architecture = C2FNAS | VNAS
+"""Any architecture that can be built."""
+
+_FAMILIES: Final[dict[str, type[Architecture]]] = {"c2fnas": C2FNAS, "vnas": VNAS}
 
 C2FNAS_PANC: Final = C2FNAS(
     filters=32,
@@ -92,6 +161,22 @@ C2FNAS_PANC: Final = C2FNAS(
     operators=("2d", "p3d", "3d", "3d", "3d", "2d", "3d", "3d", "p3d", "3d", "2d", "3d"),
 )
 """Our reconstruction of the paper's network for the pancreas: 17.02 M parameters."""
+
+
+def _coded(encoder: str, decoder: str) -> VNAS:
+    """A V-NAS network from its published code, a digit a cell."""
+    return VNAS(tuple(BASIC[int(digit)] for digit in encoder), tuple(BASIC[int(digit)] for digit in decoder))
+
+
+NAMED: Final[dict[str, Architecture]] = {
+    "c2fnas-panc": C2FNAS_PANC,
+    "vnas-msd-pancreas": _coded("0222000221211011", "10201"),
+    "vnas-nih-pancreas": _coded("0000001202022000", "00201"),
+    "vnas-2d": _coded("0" * 16, "0" * 5),
+    "vnas-3d": _coded("1" * 16, "1" * 5),
+    "vnas-p3d": _coded("2" * 16, "2" * 5),
+}
+"""Networks with a name. Of NIH's decoder only the first digit is known; the rest is our choice: MSD pancreas's."""
 
 
 def to_json(architecture: Architecture) -> str:
@@ -131,7 +216,7 @@ def from_fields(fields: dict[str, Any]) -> Architecture:
     for name in sorted(set(rest) - set(known)) + sorted(required - set(rest)):
         verb = "needs" if name in required else "has no"
         raise ArchitectureError(f"An architecture of family {family} {verb} field {name!r}.")
-    return _c2fnas(rest)
+    return _c2fnas(rest) if kind is C2FNAS else _vnas(rest)
 
 
 def digest(architecture: Architecture) -> str:
@@ -145,8 +230,27 @@ def _c2fnas(fields: dict[str, Any]) -> C2FNAS:
     skip = fields.get("full_resolution_skip", False)
     if type(filters) is not int or type(skip) is not bool:
         raise ArchitectureError("filters must be a whole number and full_resolution_skip true or false.")
-    if not isinstance(levels, list | tuple) or any(type(level) is not int for level in levels):
-        raise ArchitectureError("levels must be a list of whole numbers.")
-    if not isinstance(operators, list | tuple) or any(type(operator) is not str for operator in operators):
-        raise ArchitectureError("operators must be a list of names.")
-    return C2FNAS(filters, tuple(levels), tuple(operators), skip)
+    return C2FNAS(filters, _numbers("levels", levels), _names("operators", operators), skip)
+
+
+def _vnas(fields: dict[str, Any]) -> VNAS:
+    given = dict(fields)
+    for name in set(given) & {"encoder", "decoder"}:
+        given[name] = _names(name, given[name])
+    for name in set(given) & {"widths", "pooling"}:
+        given[name] = _numbers(name, given[name])
+    if type(given.get("stem", 0)) is not int:
+        raise ArchitectureError("stem must be a whole number.")
+    return VNAS(**given)
+
+
+def _numbers(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or any(type(number) is not int for number in value):
+        raise ArchitectureError(f"{name} must be a list of whole numbers.")
+    return tuple(value)
+
+
+def _names(name: str, value: object) -> tuple[Operator, ...]:
+    if not isinstance(value, list | tuple) or any(type(operator) is not str for operator in value):
+        raise ArchitectureError(f"{name} must be a list of names.")
+    return tuple(value)

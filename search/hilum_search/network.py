@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hilum_search.architecture import Architecture
+from hilum_search.architecture import C2FNAS, Architecture
 from hilum_search.ops import OPERATORS, convolution, unit
 from hilum_search.space import wiring
+from hilum_search.vnas_network import VNASBody, body_channels
 
 
 class Network(nn.Module):
@@ -49,7 +50,7 @@ class Cell(nn.Module):
 class C2FNASBody(nn.Module):
     """Stem, cells and the last units of the head: (N, C, D, H, W) to (N, filters, D, H, W)."""
 
-    def __init__(self, architecture: Architecture, in_channels: int) -> None:
+    def __init__(self, architecture: C2FNAS, in_channels: int) -> None:
         super().__init__()
         a, f = architecture, architecture.filters
         placed = (0, *a.levels)
@@ -75,17 +76,18 @@ class C2FNASBody(nn.Module):
         outputs = [self.down(full)]
         for cell, inputs in zip(self.cells, self.inputs, strict=True):
             outputs.append(cell([outputs[i] for i in inputs]))
-        features = self.up(self.narrow(outputs[-1]))
+        whole = self.up(self.narrow(outputs[-1]))
         if self.skip is not None:
-            features = features + self.skip(full)
-        activated: Tensor = self.activation(self.last(features))
+            whole = whole + self.skip(full)
+        activated: Tensor = self.activation(self.last(whole))
         return activated
 
 
 def build(architecture: Architecture, in_channels: int, classes: int) -> Network:
     """The network of an architecture with fresh weights (seed torch first where they matter)."""
-    body = C2FNASBody(architecture, in_channels)
-    return Network(body, nn.Conv3d(architecture.filters, classes, 1))
+    if isinstance(architecture, C2FNAS):
+        return Network(C2FNASBody(architecture, in_channels), nn.Conv3d(architecture.filters, classes, 1))
+    return Network(VNASBody(architecture, in_channels), nn.Conv3d(body_channels(architecture), classes, 1))
 
 
 def parameters(network: nn.Module) -> int:
@@ -99,7 +101,7 @@ def count(architecture: Architecture, in_channels: int, classes: int) -> int:
         return parameters(build(architecture, in_channels, classes))
 
 
-def _bring(architecture: Architecture, source: int, target: int) -> nn.Module:
+def _bring(architecture: C2FNAS, source: int, target: int) -> nn.Module:
     """An input of level ``source`` to channels and size of level ``target`` (at most one level away)."""
     inputs, outputs = architecture.channels(source), architecture.channels(target)
     if target > source:

@@ -16,26 +16,22 @@ from hilum_search.architecture import Operator
 Kernel = tuple[int, int, int]
 
 
-def unit(inputs: int, outputs: int, kernel: Kernel, stride: int = 1) -> nn.Sequential:
+def unit(inputs: int, outputs: int, kernel: Kernel, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     """ReLU, convolution, instance norm: (N, inputs, D, H, W) to (N, outputs, D/stride, H/stride, W/stride)."""
-    return nn.Sequential(nn.ReLU(), *convolution(inputs, outputs, kernel, stride))
+    return nn.Sequential(nn.ReLU(), *convolution(inputs, outputs, kernel, stride, dilation))
 
 
-def convolution(inputs: int, outputs: int, kernel: Kernel, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, kernel: Kernel, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     """Convolution that keeps the size (divided by the stride), then instance norm; no activation before."""
-    a, b, c = kernel
+    a, b, c = (side // 2 * dilation for side in kernel)
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, stride, (a // 2, b // 2, c // 2), bias=False),
+        nn.Conv3d(inputs, outputs, kernel, stride, (a, b, c), dilation, bias=False),
         nn.InstanceNorm3d(outputs, affine=True),
     )
 
 
-def _two_d(channels: int) -> nn.Sequential:
-    return unit(channels, channels, (3, 3, 1))
-
-
-def _three_d(channels: int) -> nn.Sequential:
-    return unit(channels, channels, (3, 3, 3))
+def _one(kernel: Kernel, dilation: int = 1) -> Callable[[int], nn.Sequential]:
+    return lambda channels: unit(channels, channels, kernel, dilation=dilation)
 
 
 def _pseudo_three_d(channels: int) -> nn.Sequential:
@@ -43,7 +39,11 @@ def _pseudo_three_d(channels: int) -> nn.Sequential:
 
 
 OPERATORS: Final[dict[Operator, Callable[[int], nn.Sequential]]] = {
-    "2d": _two_d,
-    "3d": _three_d,
+    "2d": _one((3, 3, 1)),
+    "3d": _one((3, 3, 3)),
     "p3d": _pseudo_three_d,
+    "2d5": _one((5, 5, 1)),
+    "3d5": _one((5, 5, 5)),
+    "3d-dilated": _one((3, 3, 3), dilation=2),
+    "3d5-dilated": _one((5, 5, 5), dilation=2),
 }

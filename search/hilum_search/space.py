@@ -6,35 +6,45 @@ Source: C2FNAS (Yu et al., CVPR 2020), sections on the topology and the cell; th
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
-from hilum_search.architecture import DEEPEST_LEVEL, OPERATORS, check_walk
+from hilum_search.architecture import BASIC, DEEPEST_LEVEL, check_walk
 
 SHAPE = (*range(DEEPEST_LEVEL + 1), *reversed(range(DEEPEST_LEVEL)))
 """The U of the paper's preset: down to the deepest level and up again, each level visited at least once."""
 
 
-def topologies(cells: int = 12) -> Iterator[tuple[int, ...]]:
-    """Every level walk of ``cells`` cells along SHAPE, shortest stays first.
+def hourglasses(count: int, deepest: int = DEEPEST_LEVEL) -> tuple[int, ...]:
+    """The shape of ``count`` U's one after the other, each down to level ``deepest``.
+
+    >>> hourglasses(2, 2)
+    (0, 1, 2, 1, 0, 1, 2, 1, 0)
+    """
+    return (0, *([*range(1, deepest + 1), *reversed(range(deepest))] * count))
+
+
+def topologies(cells: int = 12, shape: tuple[int, ...] = SHAPE) -> Iterator[tuple[int, ...]]:
+    """Every level walk of ``cells`` cells along ``shape``, shortest stays first.
 
     >>> len(list(topologies(12)))
     462
     >>> list(topologies(7))
     [(0, 1, 2, 3, 2, 1, 0)]
     """
-    for cuts in itertools.combinations(range(1, cells), len(SHAPE) - 1):
+    for cuts in itertools.combinations(range(1, cells), len(shape) - 1):
         bounds = (0, *cuts, cells)
         stays = (b - a for a, b in itertools.pairwise(bounds))
-        yield tuple(itertools.chain.from_iterable([level] * stay for level, stay in zip(SHAPE, stays, strict=True)))
+        yield tuple(itertools.chain.from_iterable([level] * stay for level, stay in zip(shape, stays, strict=True)))
 
 
-def size(cells: int = 12) -> int:
+def size(cells: int = 12, operators: int = len(BASIC), shape: tuple[int, ...] = SHAPE) -> int:
     """Number of architectures of ``cells`` cells: topologies times operator choices.
 
     >>> size(12) == 462 * 3**12
     True
     """
-    return sum(1 for _ in topologies(cells)) * int(len(OPERATORS) ** cells)
+    return math.comb(cells - 1, len(shape) - 1) * int(operators**cells)
 
 
 def wiring(levels: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

@@ -161,6 +161,8 @@ class _Run:
         with torch.no_grad():
             for average, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 average.lerp_(now, 1 - decay)
+            for kept, found in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(found)  # batch normalisation keeps a running mean of its own
         return float(value.detach())
 
     def _batch(self) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hilum_search.architecture import C2FNAS, C2FNAS_PANC, OPERATORS, Operator
+from hilum_search.architecture import BASIC, C2FNAS, C2FNAS_PANC, NAMED, OPERATORS, VNAS, CellStyle, Operator
 from hilum_search.network import build, count, parameters
 
 
@@ -48,6 +48,44 @@ def test_a_2d_operator_does_not_mix_planes_but_the_stem_does() -> None:
         convolutions = torch.nn.Sequential(*[m for m in layers.modules() if isinstance(m, torch.nn.Conv3d)])
         difference = (convolutions(image) - convolutions(changed)).abs().amax((0, 1, 2, 3))
         assert bool(difference[4] > 0) is mixes, name
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("vnas-msd-pancreas", 3_320_066),
+        ("vnas-2d", 1_763_266),
+        ("vnas-3d", 4_770_466),
+        ("vnas-p3d", 2_044_066),
+    ],
+)
+def test_named_vnas_networks_keep_their_size(name: str, values: int) -> None:
+    assert count(NAMED[name], 1, 2) == values
+
+
+@pytest.mark.parametrize("style", ["plain", "bottleneck"])
+@pytest.mark.parametrize("operator", BASIC)
+def test_a_vnas_network_answers_on_its_window_and_learns_everywhere(operator: Operator, style: CellStyle) -> None:
+    architecture = VNAS((operator,) * 16, (operator,) * 5, 4, (8, 8, 8, 8), style, (1, 2, 8))
+    network = build(architecture, 2, 3)
+    image = torch.rand(2, 2, 32, 64, 32)
+    network(image).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    network.eval()
+    assert network.body(image).shape == (2, 8 + 3 * 2, 32, 64, 32)
+    assert torch.equal(network.head(network.body(image)), network(image))
+
+
+def test_dilated_and_wide_operators_keep_the_size_and_reach_farther() -> None:
+    from hilum_search.ops import OPERATORS as BUILDERS
+
+    image = torch.rand(1, 2, 12, 12, 12)
+    changed = image.clone()
+    changed[..., 6] += 1
+    for name, reach in (("2d5", 0), ("3d", 1), ("3d5", 2), ("3d-dilated", 2), ("3d5-dilated", 4)):
+        layer = next(m for m in BUILDERS[name](2).modules() if isinstance(m, torch.nn.Conv3d))  # type: ignore[index]
+        difference = (layer(image) - layer(changed)).abs().amax((0, 1, 2, 3))
+        assert [n for n in range(12) if difference[n] > 0][-1] == 6 + reach, name
 
 
 @pytest.mark.parametrize(("inputs", "classes", "gmac"), [(1, 3, 150.023), (4, 4, 152.344)])

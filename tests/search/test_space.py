@@ -24,5 +24,16 @@ def test_inputs_of_the_reconstruction() -> None:
     )  # fmt: skip
 
 
+def test_stacked_hourglasses_come_from_the_same_generator() -> None:
+    shape = space.hourglasses(2, 2)
+    found = list(space.topologies(12, shape))
+    assert len(found) == len(set(found)) == 165
+    assert space.size(12, 3, shape) == 165 * 3**12
+    for levels in found:
+        inputs = space.wiring(levels)
+        assert all(i < cell for cell, read in enumerate(inputs, start=1) for i in read)
+    assert space.wiring(shape)[-1] == (8, 5)  # the second U's skip comes from its own way down
+
+
 def test_examples_in_the_docstrings() -> None:
     assert doctest.testmod(space).failed == 0
