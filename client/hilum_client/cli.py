@@ -36,6 +36,7 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
         "key": Verb("hilum_server.cli:key_app", "serve", "Make keys for programs"),
     },
     "Make a model": {
+        "search": Verb("hilum_search.search_cli:search_app", "search", "Show the spaces of networks"),
         "train": Verb("hilum_search.cli:train_app", "search", "Train a network on labelled volumes"),
         "evaluate": Verb("hilum_search.cli:evaluate_app", "search", "Score a model on labelled volumes"),
         "export": Verb("hilum_export.cli:export_app", "export", "Write a trained network into a model repository"),
