@@ -13,6 +13,7 @@ from typing import Any
 
 LIBRARIES = (
     "hilum",
+    "dynamic-network-architectures",
     "fastapi",
     "isal",
     "monai",
@@ -52,13 +53,15 @@ def versions() -> dict[str, str]:
 
 
 def source_digest(packages: Iterable[str]) -> str:
-    """SHA-256 over the Python files of our packages: a figure holds for one state of the source."""
+    """SHA-256 over the Python files of our packages and single modules: a figure holds for one state of the source."""
     digest = hashlib.sha256()
     for package in packages:
         spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        if spec is None:
             continue
-        for folder in spec.submodule_search_locations:
+        if not spec.submodule_search_locations and spec.origin is not None:
+            digest.update(package.encode() + b"\0" + Path(spec.origin).read_bytes())
+        for folder in spec.submodule_search_locations or ():
             for path in sorted(Path(folder).rglob("*.py")):
                 digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -43,8 +43,9 @@ class Row:
         title: as in the table.
         contenders: measured in turn, round after round.
         figures: from the raw rounds to the lines of the table.
-        prepare: ``package.module:function`` that writes what all contenders read, once, in its own process.
-        packages: rooms whose source decides the result; the row is measured again when one changed.
+        prepare: ``package.module:function`` that writes what all contenders read, once, in its own process; its
+            argument is the row's name.
+        packages: rooms and modules whose source decides the result; the row is measured again when one changed.
         rounds: how many are enough, where it is not the default (a job of minutes is run once).
         by_default: whether it runs without being named.
         note: a sentence for the table's foot.
@@ -55,7 +56,7 @@ class Row:
     contenders: dict[str, Contender]
     figures: Callable[[Rounds], list[Figure]]
     prepare: str | None = None
-    packages: tuple[str, ...] = ("hilum_inference",)
+    packages: tuple[str, ...] = ("hilum_inference", "hilum_benchmark")
     rounds: int | None = None
     by_default: bool = True
     note: str = ""

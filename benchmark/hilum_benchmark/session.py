@@ -42,7 +42,7 @@ def run(kind: str, rows: list[Row], out: Path, choice: Choice, say: Say) -> repo
     for row in rows:
         about: dict[str, Any] = {
             "versions": machine.versions(),
-            "source": machine.source_digest((*row.packages, "hilum_benchmark")),
+            "source": machine.source_digest(row.packages),
         }
         about["cpu"] = result.machine["cpu"]
         count = min(row.rounds or choice.rounds, choice.rounds)
@@ -72,7 +72,11 @@ def _measure(row: Row, count: int, choice: Choice, say: Say) -> tuple[Results, d
     with _folder(choice.work, row.name) as folder:
         if row.prepare is not None:
             say(f"{row.name}: preparing")
-            measure(Contender(row.prepare), Context(folder, "", choice.quick))
+            try:
+                measure(Contender(row.prepare, row.name), Context(folder, row.name, choice.quick))
+            except MeasurementError as error:
+                say(f"{row.name}: {error}")
+                return rounds, dict.fromkeys(row.contenders, str(error))
         for number in range(count):
             for name, contender in row.contenders.items():
                 if name in failed:

@@ -35,7 +35,8 @@ def markdown(report: Report) -> str:
     ]
     machine = report.machine
     about = f"{_processors(report)}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}"
-    return "\n".join([*lines, "", f"Measured on {about}; one thread each, CPU time.", "", *notes, ""])
+    threads = "two threads" if report.kind == "training" else "one thread each"
+    return "\n".join([*lines, "", f"Measured on {about}; {threads}, CPU time.", "", *notes, ""])
 
 
 def _processors(report: Report) -> str:

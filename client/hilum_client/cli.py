@@ -37,8 +37,9 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
     },
     "Make a model": {
         "search": Verb("hilum_search.search_cli:search_app", "search", "Show the spaces of networks"),
-        "train": Verb("hilum_search.cli:train_app", "search", "Train a network on labelled volumes"),
-        "evaluate": Verb("hilum_search.cli:evaluate_app", "search", "Score a model on labelled volumes"),
+        "plan": Verb("hilum_search.plan_cli:plan_app", "search", "Check labelled volumes and plan a recipe for them"),
+        "train": Verb("hilum_search.train_cli:train_app", "search", "Train a network on labelled volumes"),
+        "evaluate": Verb("hilum_search.evaluate_cli:evaluate_app", "search", "Score a model on labelled volumes"),
         "export": Verb("hilum_export.cli:export_app", "export", "Write a trained network into a model repository"),
     },
     "Measure": {

@@ -10,7 +10,7 @@ from hilum_client.errors import MissingExtra
 
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "inference": ("openvino", "pydantic", "PIL", "psutil"),
-    "dicom": ("pydicom", "openjpeg", "libjpeg"),
+    "dicom": ("pydicom", "openjpeg", "libjpeg", "highdicom"),
     "serve": ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client"),
     "search": ("torch", "monai", "nibabel"),
     "export": ("onnx", "onnxruntime", "onnxscript"),

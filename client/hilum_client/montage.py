@@ -24,6 +24,8 @@ Color = tuple[int, int, int]
 LEVEL: Final = 40.0
 WIDTH: Final = 400.0
 """The soft-tissue window, in HU."""
+Window = tuple[float, float]  # level and width: what lies beyond is black or white
+SOFT_TISSUE: Final[Window] = (LEVEL, WIDTH)
 AIR: Final = -500.0
 """HU above which a voxel belongs to the body, for cutting the picture to it."""
 SOLID: Final = 0.2
@@ -96,38 +98,53 @@ def montage(image: Image, mask: NDArray[Any], labels: Sequence[Shown], title: st
         panel = overlay(ct_part[:, :, k], ids_part[:, :, k], labels, (PANEL, height))
         picture.paste(panel, place)
         offset = float(ct.affine[2, 3] + ct.affine[2, 2] * (k + box[2].start))
-        marks(draw, place, (PANEL, height), "A", "P", f"z {offset:.0f} mm")
+        marks(draw, place, (PANEL, height), "RLAP", f"z {offset:.0f} mm")
     j = most_labelled(ids_part)
     draw.text((MARGIN, strip - 22), "coronal, through most of what was found", FAINT, font(13))
     panel = overlay(ct_part[:, j, :], ids_part[:, j, :], labels, (wide, coronal_height))
     picture.paste(panel, (MARGIN, strip))
-    marks(draw, (MARGIN, strip), (wide, coronal_height), "S", "I", "")
+    marks(draw, (MARGIN, strip), (wide, coronal_height), "RLSI", "")
     legend(draw, labels, (MARGIN, strip + coronal_height + 20))
     note = f"CT window {LEVEL:.0f}/{WIDTH:.0f} HU. Radiological display: the patient's right is on the left."
     draw.text((MARGIN, strip + coronal_height + 54), note, FAINT, font(13))
     return picture
 
 
-def overlay(ct: NDArray[Any], ids: NDArray[Any], labels: Sequence[Shown], size: tuple[int, int]) -> Picture:
+def overlay(
+    cut: NDArray[Any],
+    ids: NDArray[Any],
+    labels: Sequence[Shown],
+    size: tuple[int, int],
+    window: Window = SOFT_TISSUE,
+) -> Picture:
     """One cut, first axis to the patient's right, second up on the screen; labels tinted, their edges drawn.
 
     Args:
-        ct: (A, B) HU.
+        cut: (A, B) values, of a CT in HU.
         ids: (A, B).
         labels: those to be drawn.
         size: width and height in pixels.
+        window: level and width of the grey values.
     """
     from PIL import Image as Pictures
 
-    grey = np.clip((ct.astype(np.float32) - (LEVEL - WIDTH / 2)) / WIDTH * 255, 0, 255).astype(np.uint8)
+    level, width = window
+    grey = np.clip((cut.astype(np.float32) - (level - width / 2)) / width * 255, 0, 255).astype(np.uint8)
     smooth = Pictures.fromarray(on_screen(grey)).resize(size, Pictures.Resampling.BICUBIC)
     pixels = np.repeat(np.asarray(smooth, np.float32)[:, :, None], 3, axis=2)
     for label, color in zip(labels, colors(len(labels)), strict=True):
-        share = Pictures.fromarray(on_screen(ids == label.id).astype(np.uint8) * 255)
-        inside = np.asarray(share.resize(size, Pictures.Resampling.BILINEAR)) >= 128
+        inside = region(ids == label.id, size)
         pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.asarray(color, np.float32)
         pixels[edge(inside)] = color
     return Pictures.fromarray(pixels.round().astype(np.uint8))
+
+
+def region(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels (rows, columns) that a cut's mask (A, B) covers, smoothly enlarged to width and height ``size``."""
+    from PIL import Image as Pictures
+
+    share = Pictures.fromarray(on_screen(mask).astype(np.uint8) * 255)
+    return np.asarray(share.resize(size, Pictures.Resampling.BILINEAR)) >= 128
 
 
 def on_screen(cut: NDArray[Any]) -> NDArray[Any]:
@@ -192,15 +209,16 @@ def colors(count: int) -> list[Color]:
     return [PALETTE[n % len(PALETTE)] for n in range(count)]
 
 
-def marks(draw: ImageDraw, place: tuple[int, int], size: tuple[int, int], top: str, bottom: str, text: str) -> None:
-    """Orientation letters at the four sides of a cut, and where it lies."""
+def marks(draw: ImageDraw, place: tuple[int, int], size: tuple[int, int], sides: str, text: str) -> None:
+    """Orientation letters at the left, right, upper and lower side of a cut, and where it lies."""
     (x, y), (wide, high), small = place, size, font(13)
-    for letter, at, anchor in (
-        ("R", (x + 6, y + high // 2), "lm"),
-        ("L", (x + wide - 6, y + high // 2), "rm"),
-        (top, (x + wide // 2, y + 4), "ma"),
-        (bottom, (x + wide // 2, y + high - 4), "md"),
-    ):
+    places = (
+        ((x + 6, y + high // 2), "lm"),
+        ((x + wide - 6, y + high // 2), "rm"),
+        ((x + wide // 2, y + 4), "ma"),
+        ((x + wide // 2, y + high - 4), "md"),
+    )
+    for letter, (at, anchor) in zip(sides, places, strict=True):
         draw.text(at, letter, INK, small, anchor=anchor, stroke_width=2, stroke_fill=BACKGROUND)
     draw.text((x + 6, y + 4), text, FAINT, font(12), stroke_width=2, stroke_fill=BACKGROUND)
 
@@ -209,9 +227,15 @@ def legend(draw: ImageDraw, labels: Sequence[Shown], place: tuple[int, int]) -> 
     """A swatch and a text for each label, in one line."""
     x, y = place
     for label, color in zip(labels, colors(len(labels)), strict=True):
-        draw.rounded_rectangle((x, y + 1, x + 18, y + 19), 4, fill=color)
-        draw.text((x + 27, y + 10), label.text, INK, font(16), anchor="lm")
-        x += 27 + round(draw.textlength(label.text, font(16))) + 34
+        x += entry(draw, label.text, color, (x, y)) + 34
+
+
+def entry(draw: ImageDraw, text: str, color: Color, place: tuple[int, int]) -> int:
+    """One swatch with its text; the pixels across that it takes."""
+    x, y = place
+    draw.rounded_rectangle((x, y + 1, x + 18, y + 19), 4, fill=color)
+    draw.text((x + 27, y + 10), text, INK, font(16), anchor="lm")
+    return 27 + round(draw.textlength(text, font(16)))
 
 
 def font(size: int) -> FreeTypeFont | ImageFont:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hilum_client.report import CSV_NAME, JSON_NAME
 
 if TYPE_CHECKING:
-    from hilum_client.batch import Case
+    from hilum_client.layouts import Case
     from hilum_client.report import Entry, Report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ from hilum_export.gates import Gate, Windows, check, head_arrays
 from hilum_export.repository import NETWORK, config
 from hilum_inference.manifest import Digests, Head, Manifest, Tensors
 from hilum_inference.repository import publish
+from hilum_search.architecture import to_json
+from hilum_search.card import NAME as CARD
+from hilum_search.card import card
+from hilum_search.network import Network
 from hilum_search.to_onnx import FEATURES, IMAGE, LOGITS, to_onnx
-from hilum_search.trained import Trained, read_trained
+from hilum_search.trained import ARCHITECTURE, TRAINING, Trained, read_trained
 
 GATE_BATCH = 2
 """Windows in the gates' batch: one would not show a batch axis that was frozen."""
@@ -31,15 +36,22 @@ class Exported:
     bytes: int
 
 
-def export(run: Path, repository: Path) -> Exported:
-    """Publish the trained model in ``run`` as the next version in ``repository``.
+def export(run: Path, repository: Path, network: Network | None = None) -> Exported:
+    """Publish the trained model in ``run`` as the next version in ``repository``; an ensemble as one network.
+
+    The record of the training, the architecture and the model card travel with it.
+
+    Args:
+        run: of a finished run, or of an ensemble.
+        repository: made where missing.
+        network: to load the weights into, where the architecture is the caller's own.
 
     Raises:
         DataError: ``run`` is no trained model.
         GateError: the exported file does not compute what the network computes.
         ExportError: the trained weights answer nothing but zeros, so that nothing can be compared.
     """
-    trained = read_trained(run)
+    trained = read_trained(run, network)
     windows = _noise(trained)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / NETWORK
@@ -48,7 +60,10 @@ def export(run: Path, repository: Path) -> Exported:
         content = path.read_bytes()
     manifest = complete(trained, hashlib.sha256(content).hexdigest())
     text = config(manifest, trained.network.head.in_channels)
-    version = publish(repository, manifest.name, text, {NETWORK: content})
+    record = json.dumps(trained.training, indent=1).encode()
+    files = {NETWORK: content, TRAINING: record, ARCHITECTURE: to_json(trained.architecture).encode()}
+    files[CARD] = card(manifest, trained.training).encode()
+    version = publish(repository, manifest.name, text, files)
     return Exported(version, manifest, gates, len(content))
 
 

@@ -10,10 +10,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import typing
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from hilum_search.baseline_architectures import DINTS_CODE, AHNet, Baseline, DiNTS, NnUNet, SegResNet, UNet3D, VNet
 from hilum_search.errors import ArchitectureError
+from hilum_search.own_architecture import OwnNetwork
 
 FORMAT: Final = "hilum.architecture/1"
 
@@ -100,7 +103,7 @@ class VNAS:
     """A network of the V-NAS space (Zhu et al., 3DV 2019): an encoder of 16 residual cells, five decoder blocks.
 
     The papers name the operators 0, 1, 2: 2D, 3D, P3D (BASIC). What a cell makes of them, the widths and the pooling
-    are read from re-implementations and from AH-Net, whose wiring V-NAS keeps; see docs/architecture.md.
+    are read from re-implementations and from AH-Net, whose wiring V-NAS keeps; see docs/networks.md.
 
     Attributes:
         encoder: one of BASIC for each cell, 3 + 4 + 6 + 3 of them.
@@ -150,10 +153,20 @@ class VNAS:
         return 32
 
 
-Architecture = C2FNAS | VNAS
+Architecture = C2FNAS | VNAS | Baseline | OwnNetwork
 """Any architecture that can be built."""
 
-_FAMILIES: Final[dict[str, type[Architecture]]] = {"c2fnas": C2FNAS, "vnas": VNAS}
+_FAMILIES: Final[dict[str, type[Architecture]]] = {
+    "ahnet": AHNet,
+    "c2fnas": C2FNAS,
+    "dints": DiNTS,
+    "nnunet": NnUNet,
+    "own": OwnNetwork,
+    "segresnet": SegResNet,
+    "unet3d": UNet3D,
+    "vnas": VNAS,
+    "vnet": VNet,
+}
 
 C2FNAS_PANC: Final = C2FNAS(
     filters=32,
@@ -168,15 +181,29 @@ def _coded(encoder: str, decoder: str) -> VNAS:
     return VNAS(tuple(BASIC[int(digit)] for digit in encoder), tuple(BASIC[int(digit)] for digit in decoder))
 
 
+C2FNAS_SMALL: Final = C2FNAS(12, (0, 1, 2, 2, 1, 0), ("p3d", "3d", "3d", "3d", "3d", "p3d"), full_resolution_skip=True)
+"""Our choice for a laptop, no search's: the demo model's network."""
+
 NAMED: Final[dict[str, Architecture]] = {
     "c2fnas-panc": C2FNAS_PANC,
+    "c2fnas-small": C2FNAS_SMALL,
     "vnas-msd-pancreas": _coded("0222000221211011", "10201"),
     "vnas-nih-pancreas": _coded("0000001202022000", "00201"),
     "vnas-2d": _coded("0" * 16, "0" * 5),
     "vnas-3d": _coded("1" * 16, "1" * 5),
     "vnas-p3d": _coded("2" * 16, "2" * 5),
+    "unet3d": UNet3D(),
+    "vnet": VNet(),
+    "ahnet": AHNet(),
+    "nnunet": NnUNet(),
+    "nnunet-resenc": NnUNet(encoder="residual", blocks=(1, 3, 4, 6, 6), decoder=1),
+    "dints": DiNTS(DINTS_CODE),
+    "segresnet": SegResNet(),
 }
-"""Networks with a name. Of NIH's decoder only the first digit is known; the rest is our choice: MSD pancreas's."""
+"""Networks with a name, searched ones first, then those to compare with.
+
+Of NIH's decoder only the first digit is known; the rest is our choice: MSD pancreas's.
+"""
 
 
 def to_json(architecture: Architecture) -> str:
@@ -216,7 +243,9 @@ def from_fields(fields: dict[str, Any]) -> Architecture:
     for name in sorted(set(rest) - set(known)) + sorted(required - set(rest)):
         verb = "needs" if name in required else "has no"
         raise ArchitectureError(f"An architecture of family {family} {verb} field {name!r}.")
-    return _c2fnas(rest) if kind is C2FNAS else _vnas(rest)
+    hints = typing.get_type_hints(kind)
+    checked: dict[str, Any] = {name: _checked(name, hints[name], value) for name, value in rest.items()}
+    return kind(**checked)
 
 
 def digest(architecture: Architecture) -> str:
@@ -225,32 +254,25 @@ def digest(architecture: Architecture) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _c2fnas(fields: dict[str, Any]) -> C2FNAS:
-    filters, levels, operators = fields["filters"], fields["levels"], fields["operators"]
-    skip = fields.get("full_resolution_skip", False)
-    if type(filters) is not int or type(skip) is not bool:
-        raise ArchitectureError("filters must be a whole number and full_resolution_skip true or false.")
-    return C2FNAS(filters, _numbers("levels", levels), _names("operators", operators), skip)
+_MEANINGS: Final[dict[type, str]] = {int: "whole number", float: "number", bool: "true or false", str: "name"}
 
 
-def _vnas(fields: dict[str, Any]) -> VNAS:
-    given = dict(fields)
-    for name in set(given) & {"encoder", "decoder"}:
-        given[name] = _names(name, given[name])
-    for name in set(given) & {"widths", "pooling"}:
-        given[name] = _numbers(name, given[name])
-    if type(given.get("stem", 0)) is not int:
-        raise ArchitectureError("stem must be a whole number.")
-    return VNAS(**given)
+def _checked(name: str, hint: Any, value: object) -> object:
+    """A value of JSON or TOML as the field's type; lists become tuples. No value is converted into another meaning."""
+    if typing.get_origin(hint) is tuple:
+        kind = _plain_type(get_args(hint)[0])
+        if not isinstance(value, list | tuple) or any(type(entry) is not kind for entry in value):
+            raise ArchitectureError(f"{name} must be a list of {_MEANINGS[kind]}s.")
+        return tuple(value)
+    kind = _plain_type(hint)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ArchitectureError(f"{name} must be {'' if kind is bool else 'a '}{_MEANINGS[kind]}.")
+    return value
 
 
-def _numbers(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple) or any(type(number) is not int for number in value):
-        raise ArchitectureError(f"{name} must be a list of whole numbers.")
-    return tuple(value)
-
-
-def _names(name: str, value: object) -> tuple[Operator, ...]:
-    if not isinstance(value, list | tuple) or any(type(operator) is not str for operator in value):
-        raise ArchitectureError(f"{name} must be a list of names.")
-    return tuple(value)
+def _plain_type(hint: Any) -> type:
+    """The type of one value: the choices of a Literal are names, the sets of fields hold nothing else."""
+    kind: type = str if typing.get_origin(hint) is Literal else hint
+    return kind

@@ -1,6 +1,6 @@
-"""Random windows of a slab, on torch: rotated, scaled, bent, enhanced, blurred and noisy, in one pass of sampling.
+"""Random windows of a slab, on torch: rotated, scaled, bent, mirrored, enhanced, blurred and noisy, sampled once.
 
-There is no flip: the side on which an organ lies is part of what is learnt.
+Nothing is mirrored unless the recipe says so: the side on which an organ lies is part of what is learnt.
 """
 
 from __future__ import annotations
@@ -34,19 +34,29 @@ class Sample:
     classes: Tensor
 
 
+@dataclass(frozen=True)
+class Sides:
+    """Which axis runs from left to right, and the class (K,) that each class becomes when they change places."""
+
+    axis: int
+    swapped: Tensor
+
+
 class Augmenter:
     """Draws windows of one size; all chance comes from the generator that is passed in."""
 
-    def __init__(self, rules: Augmentation, size: tuple[int, int, int], class_of: Tensor) -> None:
+    def __init__(
+        self, rules: Augmentation, size: tuple[int, int, int], class_of: Tensor, sides: Sides | None = None
+    ) -> None:
         self.rules = rules
         self.size = size
         self.class_of = class_of  # (largest id + 1,)
+        self.sides = sides
 
     def draw(self, slab: Slab, centre: Tensor, chance: torch.Generator) -> Sample:
         """A window around ``centre`` (3,), a voxel of the slab; beyond the slab as the rules say."""
         points = self._points(centre, chance)
-        image = _sample(slab.image.float(), points, "bilinear")
-        ids = _sample(slab.ids[None].float(), points, "nearest")[0].long()
+        image, ids = _cut(slab, points)
         extent = torch.tensor(slab.ids.shape, dtype=torch.float32) - 1
         where = points / extent.clamp(min=1)
         if self.rules.outside is not None:
@@ -55,7 +65,7 @@ class Augmenter:
         if self.rules.limbs is not None and _rand(chance) < self.rules.limbs.chance:
             draw_limb(image, ids, where, self.rules.limbs, chance)
         image = self._enhance(image, ids, chance)
-        return Sample(self._disturb(image, chance), self.class_of[ids])
+        return self._flip(self._disturb(image, chance), self.class_of[ids], chance)
 
     def _points(self, centre: Tensor, chance: torch.Generator) -> Tensor:
         """(d, h, w, 3) voxel coordinates of the slab from which the window's voxels are taken."""
@@ -78,6 +88,14 @@ class Augmenter:
         before = int(_rand(chance) * (count - kept + 1))
         return planes[torch.arange(count).clamp(before, before + kept - 1)]
 
+    def _flip(self, image: Tensor, classes: Tensor, chance: torch.Generator) -> Sample:
+        for axis in self.rules.flips:
+            if _rand(chance) < 0.5:
+                image, classes = image.flip(axis + 1), classes.flip(axis)
+                if self.sides is not None and axis == self.sides.axis:
+                    classes = self.sides.swapped[classes]
+        return Sample(image, classes)
+
     def _enhance(self, image: Tensor, ids: Tensor, chance: torch.Generator) -> Tensor:
         if not self.rules.enhancement or _rand(chance) >= self.rules.enhance:
             return image
@@ -99,6 +117,19 @@ class Augmenter:
             image = image + torch.randn(image.shape, generator=chance) * (rules.noise * _rand(chance))
         gain = 1 + rules.gain * _randn(chance)
         return image * gain + rules.shift * _randn(chance)
+
+
+def _cut(slab: Slab, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and ids at ``points``; only the part of the slab around them is converted."""
+    flat = points.reshape(-1, 3)
+    last = torch.tensor(slab.ids.shape) - 1
+    first = torch.minimum(flat.amin(0).floor().long().clamp(min=0), last)
+    end = torch.maximum(torch.minimum(flat.amax(0).ceil().long(), last), first)
+    box = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), end.tolist(), strict=True))
+    inside = points - first
+    image = _sample(slab.image[:, *box].float(), inside, "bilinear")
+    ids = _sample(slab.ids[box][None].float(), inside, "nearest")[0].long()
+    return image, ids
 
 
 def _sample(array: Tensor, points: Tensor, mode: str) -> Tensor:

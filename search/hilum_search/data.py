@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from hilum_inference import intensity
 from hilum_inference.geometry import ModelGrid, oriented_axes
 from hilum_inference.intensity import Normaliser
-from hilum_inference.io import read_volume
+from hilum_inference.io import read_volume, stack_channels
 from hilum_inference.manifest import Geometry, Manifest
 from hilum_inference.preprocess import model_grid
 from hilum_inference.volume import Grid, Volume
+from hilum_search.cases import Dataset, Files, Part
 from hilum_search.errors import DataError, RecipeError
 from hilum_search.recipe import Recipe, Target
+from hilum_search.reference import read_reference
 
 GRID_TOLERANCE_MM = 1e-2
 """Image and reference must place their voxels alike within this distance; headers are rounded."""
@@ -36,13 +38,13 @@ class Case:
     Attributes:
         name: what reports call it.
         image: (C, D, H, W) float32 values before the intensity rule, in the stored unit (HU).
-        ids: (D, H, W) int64 ids of the reference segmentation.
+        ids: (D, H, W) ids of the reference segmentation.
         normalisers: the intensity rule of each channel, with the figures of the whole case.
     """
 
     name: str
     image: NDArray[np.float32]
-    ids: NDArray[np.int64]
+    ids: NDArray[np.integer[Any]]
     normalisers: tuple[Normaliser, ...]
 
     def planes(self, first: int, last: int) -> Case:
@@ -58,16 +60,8 @@ class Case:
         return dataclasses.replace(self, name=name, image=self.image[..., kept], ids=self.ids[..., kept])
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where a case lies: an image and its reference segmentation on one grid, in any format that Hilum reads."""
-
-    image: Path
-    labels: Path
-
-
-def find_cases(recipe: Recipe, folder: Path) -> list[tuple[Files, dict[str, str]]]:
-    """The recipe's cases below ``folder``, each with the SHA-256 of its files by relative path.
+def recipe_cases(recipe: Recipe, folder: Path) -> Dataset:
+    """The cases that a recipe names, below ``folder``.
 
     Raises:
         DataError: a file is missing or is not the one that the recipe names, or the recipe has no cases.
@@ -76,15 +70,15 @@ def find_cases(recipe: Recipe, folder: Path) -> list[tuple[Files, dict[str, str]
         raise DataError(f"The recipe {recipe.name} names no cases; add [[cases]] with image and labels.")
     found = []
     for case in recipe.file.cases:
-        digests = {}
         for name, expected in ((case.image, case.image_sha256), (case.labels, case.labels_sha256)):
-            if not (folder / name).is_file():
+            if not (folder / name).exists():
                 raise DataError(f"There is no {name} in {folder}; --data names the folder of the recipe's cases.")
-            digests[name] = sha256(folder / name)
-            if expected and digests[name] != expected:
+            if expected and content_digest(folder / name) != expected:
                 raise DataError(f"{name} is not the file that the recipe {recipe.name} names: its SHA-256 differs.")
-        found.append((Files(folder / case.image, folder / case.labels), digests))
-    return found
+        found.append(Files((folder / case.image,), folder / case.labels, case.image.split(".")[0], case.patient))
+    channels = recipe.file.channels
+    names, modalities = tuple(c.name for c in channels), tuple(c.modality for c in channels)
+    return Dataset(folder, "recipe", tuple(found), names, modalities)
 
 
 def load_case(files: Files, manifest: Manifest) -> Case:
@@ -104,7 +98,20 @@ def load_case(files: Files, manifest: Manifest) -> Case:
         intensity.fit(manifest.intensity, manifest.intensity_steps(n), lambda n=n: [values[n]])  # type: ignore[misc]
         for n in range(len(values))
     )
-    return Case(files.image.name.split(".")[0], values, _nearest(labels, grid), fitted)
+    return Case(files.name, values, _nearest(labels, grid), fitted)
+
+
+def load_part(part: Part, recipe: Recipe) -> Case:
+    """A case, or a slab of it, on the model's grid.
+
+    Raises:
+        InputError, DataError: as load_case; a slab that lies outside the case.
+    """
+    case = load_case(part.files, recipe.manifest())
+    if part.planes is None:
+        return case
+    first, last = part.planes
+    return case.planes(first, case.ids.shape[2] if last is None else last)
 
 
 def read_pair(files: Files) -> tuple[Volume, Volume]:
@@ -114,10 +121,10 @@ def read_pair(files: Files) -> tuple[Volume, Volume]:
         InputError: a file that cannot be read.
         DataError: two different grids.
     """
-    image = read_volume(files.image)
-    labels = turned(read_volume(files.labels), image.grid.orientation)
+    image = stack_channels([read_volume(path) for path in files.images])
+    labels = turned(read_reference(files.labels, image.grid), image.grid.orientation)
     if not image.grid.close_to(labels.grid, GRID_TOLERANCE_MM):
-        names = f"{files.image.name} and {files.labels.name}"
+        names = f"{files.images[0].name} and {files.labels.name}"
         raise DataError(f"{names} lie on different grids; resample one to the other.")
     return image, labels
 
@@ -144,9 +151,10 @@ def normalise(values: NDArray[np.float32], normalisers: Sequence[Normaliser]) ->
     return out
 
 
-def targets(ids: NDArray[np.int64], labels: Sequence[Target]) -> NDArray[np.int64]:
+def targets(ids: NDArray[np.integer[Any]], labels: Sequence[Target]) -> NDArray[np.int64]:
     """(D, H, W) classes of the network from ids of the reference segmentation."""
-    return class_table(labels, int(ids.max(initial=0)))[ids]
+    classes: NDArray[np.int64] = class_table(labels, int(ids.max(initial=0)))[ids]
+    return classes
 
 
 def class_table(labels: Sequence[Target], largest: int) -> NDArray[np.int64]:
@@ -158,26 +166,12 @@ def class_table(labels: Sequence[Target], largest: int) -> NDArray[np.int64]:
     return table
 
 
-def split(case: Case, recipe: Recipe) -> tuple[list[Case], list[Case]]:
-    """Slabs to train on and slabs held back, at least ``training.gap`` planes apart.
-
-    Raises:
-        DataError: held-back slabs outside the case, or nothing left to train on.
-    """
-    gap = recipe.training.gap
-    held = [case.planes(first, last) for first, last in recipe.training.held_back]
-    free = np.ones(case.ids.shape[2], bool)
-    for first, last in recipe.training.held_back:
-        free[max(first - gap, 0) : last + gap] = False
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(int)))
-    train = [case.planes(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    if not train:
-        raise DataError(f"The held-back slabs leave no plane of {case.name} to train on.")
-    return train, held
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, over the names and SHA-256 of the files in it and below."""
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        listed = [f"{each.relative_to(path).as_posix()} {content_digest(each)}" for each in files]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hilum_search.architecture import C2FNAS, Architecture
+from hilum_search.architecture import C2FNAS, VNAS, Architecture
+from hilum_search.baselines import parts
+from hilum_search.errors import ArchitectureError
 from hilum_search.ops import OPERATORS, convolution, unit
+from hilum_search.own_architecture import OwnNetwork
 from hilum_search.space import wiring
 from hilum_search.vnas_network import VNASBody, body_channels
 
@@ -84,10 +87,22 @@ class C2FNASBody(nn.Module):
 
 
 def build(architecture: Architecture, in_channels: int, classes: int) -> Network:
-    """The network of an architecture with fresh weights (seed torch first where they matter)."""
+    """The network of an architecture with fresh weights (seed torch first where they matter).
+
+    Raises:
+        ArchitectureError: a network to compare with that cannot take this many channels; a network of the caller's
+            own, which only the caller can build.
+        SearchError: one whose library is not installed.
+    """
+    if isinstance(architecture, OwnNetwork):
+        raise ArchitectureError(
+            f"{architecture.name} is its author's own network; build it in Python and pass it as network."
+        )
     if isinstance(architecture, C2FNAS):
         return Network(C2FNASBody(architecture, in_channels), nn.Conv3d(architecture.filters, classes, 1))
-    return Network(VNASBody(architecture, in_channels), nn.Conv3d(body_channels(architecture), classes, 1))
+    if isinstance(architecture, VNAS):
+        return Network(VNASBody(architecture, in_channels), nn.Conv3d(body_channels(architecture), classes, 1))
+    return Network(*parts(architecture, in_channels, classes))
 
 
 def parameters(network: nn.Module) -> int:

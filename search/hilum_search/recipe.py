@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +19,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hilum_inference.manifest import Channel, Crop, Geometry, Intensity, Label, Manifest, Windows
-from hilum_search.architecture import Architecture, from_fields
+from hilum_search.architecture import Architecture, from_fields, to_json
+from hilum_search.consistency import check
 from hilum_search.errors import RecipeError
 
 
@@ -45,34 +49,81 @@ class Training(_Part):
 
     Attributes:
         steps, batch: optimiser steps and windows in each.
-        learning_rate, weight_decay, warmup: AdamW's; linear warm-up over ``warmup`` steps, then cosine to zero.
-        class_weights: cross-entropy weight of background and each label.
+        optimiser: AdamW, or SGD with ``momentum`` as in the C2FNAS talk.
+        learning_rate, weight_decay, warmup: linear warm-up over ``warmup`` steps, then the schedule.
+        schedule: cosine to zero; ``poly``, power 0.9 to zero; or ``steps``: times ``decay`` at each milestone.
+        milestones: shares of ``steps`` at which the rate falls.
+        class_weights: weight of background and each label in cross-entropy or focal loss.
         logit_offsets: added to each class's logit once training is over, background first; what class weights teach
             finds every voxel but draws borders too wide. Chosen on held-back slabs; empty adds nothing.
-        dice_share: share of the soft Dice in the loss, the rest is cross-entropy.
+        dice_share: share of the region loss; the rest is the voxel loss.
+        region_loss: soft Dice, or Tversky (Salehi et al. 2017) with ``tversky`` as weights of false positives and
+            false negatives.
+        voxel_loss: cross-entropy, or focal loss (Lin et al. 2017) with ``focal_gamma``.
+        deep_supervision: also score coarser features, each level half the weight of the finer one.
+        patience: scorings on held-back data without a better mean Dice after which the run ends; the best weights are
+            then kept. 0 runs all steps and keeps the last.
         ema: decay of the averaged weights, which are what is kept.
         seed: of weights, windows and augmentation.
-        precision: of the convolutions; ``bf16`` is faster where the CPU has it and slower elsewhere.
+        precision: of the convolutions; ``bf16`` is faster where the CPU has it and slower elsewhere; ``fp16`` needs a
+            GPU.
+        deterministic: refuse operations whose result may differ from run to run (on a GPU; slower).
+        keep: prepared cases all in memory; ``smart``: ``cached_cases`` of them, some exchanged every epoch; on
+            ``disk``, below the run's folder; or ``no``: read again for every window.
+        workers: threads that draw the windows of the steps to come; 0 draws each when it is wanted.
         threads: torch threads; part of the recipe since sums are ordered by it.
-        held_back: planes [first, last) along the window's last axis that are never trained on.
-        gap: planes on either side of a held-back slab that are used for nothing.
     """
 
     steps: int = Field(ge=1)
     batch: int = Field(default=2, ge=1)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    schedule: Literal["cosine", "poly", "steps"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    decay: float = Field(default=0.5, gt=0, lt=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     warmup: int = Field(default=50, ge=0)
     class_weights: tuple[float, ...]
     logit_offsets: tuple[float, ...] = ()
     dice_share: float = Field(default=0.5, ge=0, le=1)
+    region_loss: Literal["dice", "tversky"] = "dice"
+    tversky: tuple[float, float] = (0.3, 0.7)
+    voxel_loss: Literal["ce", "focal"] = "ce"
+    focal_gamma: float = Field(default=2.0, ge=0)
+    deep_supervision: bool = False
+    patience: int = Field(default=0, ge=0)
     ema: float = Field(default=0.99, ge=0, lt=1)
     seed: int = 0
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["f32", "bf16", "fp16"] = "f32"
+    deterministic: bool = False
+    workers: int = Field(default=0, ge=0)
+    keep: Literal["memory", "smart", "disk", "no"] = "memory"
+    cached_cases: int = Field(default=24, ge=1)
     threads: int = Field(default=1, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
     validate_every: int = Field(default=500, ge=1)
-    held_back: tuple[tuple[int, int], ...] = ()
+
+
+class Splitting(_Part):
+    """Which cases train, which choose, which are scored at the end; no patient stands on two sides.
+
+    Attributes:
+        folds, fold: the patients left after the test are dealt into ``folds`` parts; part ``fold`` (from 0) validates,
+            the rest trains. ``fold`` unset: all train.
+        test_share: of the patients, kept for the end.
+        seed: of the dealing.
+        validation_planes, test_planes: instead, slabs [first, last) of every case along the window's last axis on the
+            model's grid; the planes that are left train, those next to a cut left out.
+        gap: planes on either side of such a slab that are used for nothing.
+    """
+
+    folds: int = Field(default=5, ge=2)
+    fold: int | None = Field(default=None, ge=0)
+    test_share: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = 0
+    validation_planes: tuple[tuple[int, int], ...] = ()
+    test_planes: tuple[tuple[int, int], ...] = ()
     gap: int = Field(default=4, ge=0)
 
 
@@ -102,6 +153,9 @@ class Augmentation(_Part):
 
     Attributes:
         rotation: largest angle about each axis of the window.
+        flips: axes that are mirrored half the time. Not the axis from left to right where labels have sides, unless
+            ``swap`` names the pairs.
+        swap: pairs of labels that change places when left and right do.
         scale: each axis is scaled by a factor between 1/scale and scale.
         elastic: standard deviation of the coarse displacement field.
         gain, shift, noise, bias: standard deviations (noise and bias: largest) of what is done to the values.
@@ -115,6 +169,8 @@ class Augmentation(_Part):
     """
 
     rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    flips: tuple[Literal[0, 1, 2], ...] = ()
+    swap: tuple[tuple[str, str], ...] = ()
     scale: float = Field(default=1.0, ge=1)
     elastic: float = Field(default=0.0, ge=0)
     gain: float = Field(default=0.0, ge=0)
@@ -129,6 +185,11 @@ class Augmentation(_Part):
     limbs: Limbs | None = None
     enhancement: tuple[Enhancement, ...] = ()
 
+    @property
+    def margin(self) -> int:
+        """Planes over which bending (three standard deviations), blur and soft organ edges carry a value."""
+        return math.ceil(3 * self.elastic) + (1 if self.smooth else 0) + (1 if self.enhancement else 0)
+
 
 class CaseFiles(_Part):
     """One case of the training data, by path below the folder that holds it, and the SHA-256 of its files."""
@@ -137,6 +198,7 @@ class CaseFiles(_Part):
     labels: str
     image_sha256: str = ""
     labels_sha256: str = ""
+    patient: str = ""
 
 
 class _File(_Part):
@@ -146,12 +208,14 @@ class _File(_Part):
     intended_use: str = "Research use only; not a medical device."
     data: str = ""
     licence: str = ""
+    limits: str = ""
     architecture: dict[str, Any]
     channels: tuple[Channel, ...] = Field(min_length=1)
     labels: tuple[Target, ...] = Field(min_length=1)
     cases: tuple[CaseFiles, ...] = ()
     preprocessing: Preprocessing
     training: Training
+    split: Splitting = Splitting()
     augmentation: Augmentation = Augmentation()
 
 
@@ -174,6 +238,11 @@ class Recipe:
         return self.file.training
 
     @property
+    def split(self) -> Splitting:
+        """Which cases train, validate, test."""
+        return self.file.split
+
+    @property
     def augmentation(self) -> Augmentation:
         """Random changes of a window."""
         return self.file.augmentation
@@ -194,9 +263,51 @@ class Recipe:
         return len(self.file.labels) + 1
 
     def with_training(self, **changes: Any) -> Recipe:
-        """The same recipe with other training figures (seed, steps, held-back slabs...)."""
+        """The same recipe with other training figures (seed, steps...)."""
         training = Training.model_validate(self.training.model_dump() | changes)
         return dataclasses.replace(self, file=self.file.model_copy(update={"training": training}))
+
+    def with_split(self, **changes: Any) -> Recipe:
+        """The same recipe with another fold, other slabs...
+
+        Raises:
+            RecipeError: a split that contradicts itself.
+        """
+        split = Splitting.model_validate(self.split.model_dump() | changes)
+        changed = dataclasses.replace(self, file=self.file.model_copy(update={"split": split}))
+        check(changed)
+        return changed
+
+    def with_architecture(self, architecture: Architecture) -> Recipe:
+        """The same recipe for another network.
+
+        Raises:
+            RecipeError: a window that the network cannot take.
+        """
+        fields = json.loads(to_json(architecture))
+        fields.pop("format")
+        changed = dataclasses.replace(
+            self, file=self.file.model_copy(update={"architecture": fields}), architecture=architecture
+        )
+        check(changed)
+        return changed
+
+    @property
+    def swapped(self) -> tuple[int, ...]:
+        """The class that each class becomes when left and right change places, background first."""
+        ids = {label.name: label.id for label in self.labels}
+        table = list(range(self.classes))
+        for one, other in self.augmentation.swap:
+            table[ids[one]], table[ids[other]] = ids[other], ids[one]
+        return tuple(table)
+
+    @property
+    def sided_axis(self) -> int | None:
+        """The window's axis from left to right; None where the orientation is left as it is stored."""
+        letters = self.preprocessing.geometry.orientation
+        if len(letters) != 3:
+            return None
+        return next(axis for axis, letter in enumerate(letters) if letter in "LR")
 
     def manifest(self) -> Manifest:
         """The manifest of the network before it is trained: no digests, no head, no provenance."""
@@ -231,8 +342,21 @@ def parse_recipe(text: str) -> Recipe:
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"The recipe is not valid at {where}: {first['msg']}.") from error
     recipe = Recipe(file, from_fields(file.architecture), hashlib.sha256(text.encode()).hexdigest())
-    _check(recipe)
+    check(recipe)
     return recipe
+
+
+def recipe_of(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that a run was trained by, from its training.json.
+
+    Raises:
+        RecipeError: the record holds none.
+    """
+    try:
+        file = _File.model_validate(record["recipe"])
+    except (KeyError, ValidationError) as error:
+        raise RecipeError("The record of the training holds no recipe; train again with this version.") from error
+    return Recipe(file, from_fields(file.architecture), str(record.get("recipe_digest", "")))
 
 
 def read_recipe(name: str | Path) -> Recipe:
@@ -253,24 +377,3 @@ def read_recipe(name: str | Path) -> Recipe:
 def _folders() -> tuple[Path, ...]:
     package = Path(__file__).parent  # the wheel holds recipes/ inside the package, a checkout beside it
     return package.parent / "recipes", package / "recipes"
-
-
-def _check(recipe: Recipe) -> None:
-    if len(recipe.training.class_weights) != recipe.classes:
-        raise RecipeError(
-            f"training.class_weights has {len(recipe.training.class_weights)} figures; "
-            f"background and {len(recipe.labels)} labels need {recipe.classes}."
-        )
-    if len(recipe.training.logit_offsets) not in (0, recipe.classes):
-        raise RecipeError(f"training.logit_offsets needs no figure or {recipe.classes}, one for each class.")
-    if [target.id for target in recipe.labels] != list(range(1, recipe.classes)):
-        raise RecipeError("The labels' ids must be 1, 2, 3... in order: they are the network's channels.")
-    size, stride = recipe.preprocessing.windows.size, recipe.architecture.stride
-    if any(side % stride for side in size):
-        raise RecipeError(f"The window {size} must have sides that are multiples of {stride}, the network's stride.")
-    if recipe.preprocessing.geometry.spacing is None:
-        raise RecipeError("preprocessing.geometry.spacing must be given: training needs one spacing for all cases.")
-    try:
-        recipe.manifest()
-    except ValidationError as error:
-        raise RecipeError(f"The recipe makes no valid manifest: {error.errors()[0]['msg']}.") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,15 +16,82 @@ from hilum_inference.manifest import Fingerprint, Manifest, Provenance
 from hilum_search.architecture import digest
 from hilum_search.data import Case
 from hilum_search.recipe import Recipe
+from hilum_search.windows import Prepared, prepare
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SAMPLED = 200_000
+"""Voxels of a case that its intensity percentiles are read from, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One part in training.json.
+
+    Attributes:
+        name: of the case.
+        part: ``train``, ``validation`` or ``test``.
+        planes: of a slab, [first, last); last None: to the end.
+        patient: empty where nobody knows.
+        files: SHA-256 by path below the data's folder.
+    """
+
+    name: str
+    part: str
+    planes: tuple[int, int | None] | None = None
+    patient: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Slabs to train on, slabs held back, and what the record says of the files they come from."""
+    """What a run learns from, what it is scored on while it runs, and where all of it comes from.
 
-    train: Sequence[Case]
-    held_back: Sequence[Case] = ()
-    files: Sequence[Mapping[str, str]] = field(default_factory=tuple)
+    Attributes:
+        train: at least one.
+        validation: never learnt from.
+        origins: of these, and of what is kept for the end.
+    """
+
+    train: Sequence[Prepared]
+    validation: Sequence[Prepared] = ()
+    origins: Sequence[Origin] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, train: Sequence[Case], validation: Sequence[Case] = ()) -> Cases:
+        """Cases that lie in memory already, on the model's grid."""
+        named = (("train", train), ("validation", validation))
+        origins = tuple(Origin(case.name, part) for part, cases in named for case in cases)
+        return cls([prepare(c, recipe) for c in train], [prepare(c, recipe) for c in validation], origins)
+
+    def digest(self) -> str:
+        """SHA-256 of what is learnt from: of the files where they are known, else of the voxels."""
+        if self.origins and all(origin.files for origin in self.origins):
+            return _sha([asdict(origin) for origin in self.origins])
+        arrays = [array for each in self.train for array in (each.case.image, each.case.ids)]
+        return _sha([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        dice: of every label over all that is held back; empty where nothing is.
+        per_case: the same for each case.
+        step: at which the kept weights stood.
+        cpu_seconds: of the run's first process.
+        parameters: of the network.
+        start: SHA-256 of the weights that were fine-tuned, empty for none.
+    """
+
+    dice: Mapping[str, float]
+    per_case: Mapping[str, Mapping[str, float]]
+    step: int
+    cpu_seconds: float
+    parameters: int = 0
+    start: str = ""
 
 
 def manifest(recipe: Recipe, cases: Cases) -> Manifest:
@@ -32,15 +100,19 @@ def manifest(recipe: Recipe, cases: Cases) -> Manifest:
     return recipe.manifest().model_copy(update=fields)
 
 
-def fingerprint(recipe: Recipe, cases: Sequence[Case]) -> Fingerprint:
+def fingerprint(recipe: Recipe, cases: Sequence[Prepared]) -> Fingerprint:
     """Intensity percentiles of each channel over all slabs, spacing, median size, number of slabs."""
-    values = np.concatenate([case.image.reshape(case.image.shape[0], -1) for case in cases], axis=1)
-    marks = np.percentile(values, (0.5, 50, 99.5), axis=1).T  # (C, 3)
-    sizes = np.median([case.ids.shape for case in cases], axis=0)
+    samples: list[NDArray[np.float32]] = []
+    sizes: list[tuple[int, ...]] = []
+    for prepared in cases:
+        samples.append(_sample(prepared.case.image))
+        sizes.append(prepared.case.ids.shape)
+    marks = np.percentile(np.concatenate(samples, axis=1), (0.5, 50, 99.5), axis=1).T  # (C, 3)
+    size = np.median(sizes, axis=0)
     return Fingerprint(
         intensity=tuple((round(float(a), 3), round(float(b), 3), round(float(c), 3)) for a, b, c in marks),
         spacing=recipe.preprocessing.geometry.spacing,
-        size=(int(sizes[0]), int(sizes[1]), int(sizes[2])),
+        size=(int(size[0]), int(size[1]), int(size[2])),
         cases=len(cases),
     )
 
@@ -58,17 +130,20 @@ def provenance(recipe: Recipe) -> Provenance:
     )
 
 
-def record(recipe: Recipe, cases: Cases, dice: Mapping[str, float], cpu_seconds: float) -> dict[str, Any]:
+def record(recipe: Recipe, cases: Cases, outcome: Outcome) -> dict[str, Any]:
     """training.json: all that is needed to do it again, and what came out."""
     return {
         "recipe": json.loads(recipe.file.model_dump_json()),
         "recipe_digest": recipe.digest,
         "seed": recipe.training.seed,
-        "files": [dict(each) for each in cases.files],
-        "train": [case.name for case in cases.train],
-        "held_back": [case.name for case in cases.held_back],
-        "dice": dict(dice),
-        "cpu_seconds": round(cpu_seconds, 1),
+        "parameters": outcome.parameters,
+        "cases": [asdict(origin) for origin in cases.origins],
+        "dice": _plain(outcome.dice),
+        "dice_per_case": {name: _plain(scores) for name, scores in outcome.per_case.items()},
+        "step": outcome.step,
+        "start": outcome.start,
+        "cpu_seconds": round(outcome.cpu_seconds, 1),
+        "processor": processor(),
         "software": versions(),
     }
 
@@ -78,3 +153,24 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def processor() -> str:
+    """The kind of processor: other kinds round differently."""
+    import torch
+
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Dice as JSON has it: null where neither reference nor answer holds the label."""
+    return {name: None if np.isnan(score) else round(score, 5) for name, score in scores.items()}
+
+
+def _sample(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    flat = image.reshape(image.shape[0], -1)
+    return flat[:, :: max(flat.shape[1] // SAMPLED, 1)]
+
+
+def _sha(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -14,16 +14,18 @@ from hilum_search.network import Network
 
 
 class TorchEngine:
-    """Runs a network on the CPU in float32.
+    """Runs a network in float32.
 
     Args:
         manifest: of the model; its window rule gives the weights.
         network: the weights; set to evaluation mode.
+        device: where the network lies; None: the CPU.
     """
 
     precision = "f32"
 
-    def __init__(self, manifest: Manifest, network: Network) -> None:
+    def __init__(self, manifest: Manifest, network: Network, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
         self._network = network.eval()
         self._weights = weight_map(manifest.windows.size, manifest.windows.weights)
 
@@ -34,8 +36,9 @@ class TorchEngine:
             EngineError: a value that is not finite.
         """
         with torch.inference_mode():
-            features = self._network.body(torch.from_numpy(np.ascontiguousarray(batch, np.float32)))
-            answer: Batch = (features if output == "features" else self._network.head(features)).numpy()
+            image = torch.from_numpy(np.ascontiguousarray(batch, np.float32)).to(self._device)
+            features = self._network.body(image)
+            answer: Batch = (features if output == "features" else self._network.head(features)).cpu().numpy()
         if not np.isfinite(answer).all():
             raise EngineError("The network answered values that are not finite.")
         return answer

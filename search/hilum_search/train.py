@@ -1,4 +1,4 @@
-"""Training: slabs and a recipe in, a trained model's folder out; stopped at any time, it goes on where it was."""
+"""Training: cases and a recipe in, a trained model's folder out; killed at any time, it goes on where it was."""
 
 from __future__ import annotations
 
@@ -7,213 +7,323 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hilum_search import checkpoint, record
-from hilum_search.augment import Augmenter, Slab
+from hilum_search.card import card, write_card
 from hilum_search.curve import Curve
-from hilum_search.data import Case, class_table, normalise, targets
-from hilum_search.evaluate import enhanced, validate
-from hilum_search.losses import loss
-from hilum_search.network import Network, build
+from hilum_search.errors import RecipeError, TrainingError
+from hilum_search.losses import Loss, deep, make_loss
+from hilum_search.network import Network, build, parameters
+from hilum_search.optimise import learning_rate, make_optimiser
+from hilum_search.own_architecture import OwnNetwork
 from hilum_search.recipe import Recipe
-from hilum_search.record import Cases
-from hilum_search.trained import Trained, write_trained
+from hilum_search.record import Cases, Outcome
+from hilum_search.start import start_from
+from hilum_search.store import running
+from hilum_search.supervision import Supervised
+from hilum_search.team import Team, join
+from hilum_search.trained import WEIGHTS, Trained, read_trained, write_trained
+from hilum_search.validate import Scores, enhanced, validate
+from hilum_search.windows import Transform, Windows, seed_of
 
 CURVE_EVERY = 50
 """Steps from one row of the curve to the next."""
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written at least this often, however long a step takes."""
 LARGEST_GRADIENT = 5.0
 """Norm to which gradients are cut."""
-JITTER = 0.75
-"""Share of a window by which its centre is moved at random from the voxel it was drawn for."""
-SLACK = 0.25
-"""Share of a window by which it may stand out of the slab across the planes, as where more air lies around the body."""
 ENHANCED_STRENGTH = 0.6
-"""Share of the recipe's largest rise at which held-back slabs are scored a second time."""
+"""Share of the recipe's largest rise at which held-back cases are scored a second time."""
+
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done and in all, running mean of the loss, seconds left."""
+    """Where a run stands: steps done and in all, running mean of the loss, seconds left, best mean Dice so far."""
 
     step: int
     steps: int
     loss: float
     seconds_left: float
+    dice: float | None = None
 
 
 Report = Callable[[Progress], None]
 
 
-def train(recipe: Recipe, cases: Cases, out: Path, report: Report | None = None) -> Trained:
+@dataclass(frozen=True)
+class Own:
+    """What a caller brings instead of what the recipe names.
+
+    Attributes:
+        network: a body and a 1x1x1 head; the recipe's architecture is then of family ``own``.
+        loss: of logits (N, K, D, H, W) and classes (N, D, H, W).
+        transform: of a window, after the recipe's augmentation and before the intensity rule.
+        start: a trained model's folder whose weights are fine-tuned.
+        device: instead of a GPU where there is one.
+    """
+
+    network: Network | None = None
+    loss: Loss | None = None
+    transform: Transform | None = None
+    start: Path | None = None
+    device: torch.device | None = None
+
+
+def train(recipe: Recipe, cases: Cases, out: Path, report: Report | None = None, own: Own | None = None) -> Trained:
     """Train a network and write its folder; an interrupted run in ``out`` is taken up again.
 
-    The weights kept are the averaged ones of the last step. ``curve.csv`` holds the loss and, where slabs are held
-    back, their Dice, as they are and with the recipe's contrast enhancement.
+    The weights kept are the averaged ones: of the last step, or of the best scoring where the recipe has ``patience``.
+    ``curve.csv`` holds the loss and, where cases are held back, their Dice. Started by ``torchrun``, every process
+    draws its share of each batch and gradients are averaged; the first one scores and writes.
 
     Raises:
-        DataError: ``out`` holds a run of another recipe or of other cases.
+        DataError: ``out`` holds a run of another recipe or of other cases; weights to start from that do not fit.
+        RecipeError: a batch that the processes cannot share, a precision that the device lacks.
+        TrainingError: the loss is no finite number any more.
     """
+    mine = own or Own()
     out.mkdir(parents=True, exist_ok=True)
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(recipe.training.threads)
+    torch.use_deterministic_algorithms(recipe.training.deterministic)
     try:
-        run = _Run(recipe, cases, out)
-        seconds = run.go(report)
-        described = record.record(recipe, cases, run.scores(), seconds)
+        with join(mine.device) as team:
+            run = _Run(recipe, cases, out, mine, team)
+            if run.done.ended and (out / WEIGHTS).is_file():
+                return read_trained(out, run.network)
+            outcome = run.go(report)
+            trained = run.trained(outcome)
+            if team.first:
+                write_trained(out, trained)
+                write_card(out, card(trained.manifest, trained.training))
+            team.wait()
     finally:
-        torch.set_num_threads(before)
-    trained = Trained(recipe.architecture, run.finished(), record.manifest(recipe, cases), described)
-    write_trained(out, trained)
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
     return trained
-
-
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear rise over ``warmup`` steps, then half a cosine down to zero.
-
-    >>> [round(learning_rate(s, 12, 2, 1.0), 2) for s in (0, 1, 2, 7, 11)]
-    [0.5, 1.0, 1.0, 0.5, 0.02]
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
 class _Run:
     """The state of one run and what is done to it at every step."""
 
-    def __init__(self, recipe: Recipe, cases: Cases, out: Path) -> None:
-        self.recipe, self.cases, self.out = recipe, cases, out
+    def __init__(self, recipe: Recipe, cases: Cases, out: Path, own: Own, team: Team) -> None:
+        self.recipe, self.cases, self.out, self.team = recipe, cases, out, team
         t = recipe.training
+        _check(recipe, team)
         torch.manual_seed(t.seed)
-        self.network = build(recipe.architecture, len(recipe.file.channels), recipe.classes)
+        if own.network is not None and not isinstance(recipe.architecture, OwnNetwork):
+            raise RecipeError('A network of your own needs [architecture] family = "own" with its name and stride.')
+        self.network = own.network or build(recipe.architecture, len(recipe.file.channels), recipe.classes)
+        self.start = start_from(own.start, self.network, recipe) if own.start else ""
+        self.network.to(team.device)
         self.average: Network = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=t.learning_rate, weight_decay=t.weight_decay)
-        self.chance = torch.Generator().manual_seed(t.seed)
-        self.slabs = [_slab(case) for case in cases.train]
-        self.seeds = _seeds(cases.train, recipe)
-        self.augmenter = Augmenter(recipe.augmentation, recipe.preprocessing.windows.size, _table(recipe, cases.train))
-        self.weights = torch.tensor(t.class_weights)
+        self.best: Network = copy.deepcopy(self.average)
+        model: nn.Module = self.network
+        if t.deep_supervision:
+            model = Supervised(self.network, recipe.architecture, recipe.classes).to(team.device)
+        self.optimiser = make_optimiser(t, model.parameters())
+        self.scaler = torch.amp.GradScaler(team.device.type, enabled=t.precision == "fp16")
+        # Coarser levels' heads are part of what is restored.
+        self.state = checkpoint.State(model, self.average, self.best, self.optimiser, self.scaler)
+        self.model = team.wrap(model)
+        self.loss = own.loss or make_loss(t, team.device)
+        self.windows = Windows(cases.train, recipe, own.transform)
+        self.digest = _digest(recipe, cases, self.start)
+        self.done = checkpoint.restore(out, self.state, self.digest)
+        self.scores: Scores | None = None
 
-    def go(self, report: Report | None) -> float:
-        """Run to the last step, from the checkpoint where there is one; CPU seconds, those before it too."""
-        t, digest = self.recipe.training, self._digest()
-        state = checkpoint.State(self.network, self.average, self.optimiser, self.chance)
-        done_before = checkpoint.restore(self.out, state, digest)
-        first = done_before.step
-        names = [label.name for label in self.recipe.labels]
-        curve = Curve(self.out, ["loss", "cpu_seconds", *names, *(f"{name} enhanced" for name in names)])
-        curve.begin(first)
-        begun, cpu, mean = time.monotonic(), time.process_time() - done_before.cpu_seconds, math.nan
-        for done in range(first + 1, t.steps + 1):
-            value = self._step(done - 1)
-            mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-            last = done == t.steps
-            if report is not None:
-                pace = (time.monotonic() - begun) / (done - first)
-                report(Progress(done, t.steps, mean, pace * (t.steps - done)))
-            if last or done % CURVE_EVERY == 0:
-                scores = self.scores() if last or done % t.validate_every == 0 else {}
-                curve.add(done, {"loss": mean, "cpu_seconds": time.process_time() - cpu, **scores})
-            if last or done % t.checkpoint_every == 0:
-                checkpoint.save(self.out, state, checkpoint.Done(done, time.process_time() - cpu, digest))
-        return time.process_time() - cpu
+    def go(self, report: Report | None) -> Outcome:
+        """Run to the last step, from the checkpoint where there is one."""
+        t, first = self.recipe.training, self.done.step
+        curve = Curve(self.out, ["loss", "rate", "cpu_seconds", *self._columns()])
+        if self.team.first:
+            curve.begin(first)
+        begun, saved, cpu = time.monotonic(), time.monotonic(), time.process_time() - self.done.cpu_seconds
+        mean, last = math.nan, self.done.ended
+        steps = range(first, 0 if last else t.steps)
+        with running(self.cases.train), _Ahead(self._batch, steps, t.workers) as batches:
+            for batch in batches:
+                step = self.done.step
+                value = self._step(step, batch)
+                mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
+                self.done = replace(self.done, step=step + 1, cpu_seconds=time.process_time() - cpu)
+                scores = self._score(step + 1)
+                last = self.team.agree(step + 1 == t.steps or self._stale())
+                self.done = replace(self.done, ended=last)
+                if self.team.first:
+                    if last or scores or (step + 1) % CURVE_EVERY == 0:
+                        curve.add(step + 1, {"loss": mean, "rate": learning_rate(t, step), **self._row(), **scores})
+                    if report is not None:
+                        pace = (time.monotonic() - begun) / (step + 1 - first)
+                        best = self.done.best if self.done.best > -math.inf else None
+                        report(Progress(step + 1, t.steps, mean, pace * (t.steps - step - 1), best))
+                    due = time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if last or due or (step + 1) % t.checkpoint_every == 0:
+                        checkpoint.save(self.out, self.state, self.done)
+                        saved = time.monotonic()
+                if last:
+                    break
+        if self.team.first:
+            curve.end()
+        return self._outcome()
+
+    def trained(self, outcome: Outcome) -> Trained:
+        """What is kept."""
+        described = record.record(self.recipe, self.cases, outcome)
+        network = self.finished().cpu()
+        return Trained(self.recipe.architecture, network, record.manifest(self.recipe, self.cases), described)
 
     def finished(self) -> Network:
-        """A copy of the averaged network with the recipe's offsets in its last layer: what is kept."""
-        network = copy.deepcopy(self.average)
-        offsets = self.recipe.training.logit_offsets
-        if offsets and network.head.bias is not None:
-            network.head.bias += torch.tensor(offsets)
+        """A copy of the averaged network with the recipe's offsets in its last layer."""
+        t = self.recipe.training
+        network = copy.deepcopy(self.best if t.patience and self.done.best > -math.inf else self.average)
+        if t.logit_offsets and network.head.bias is not None:
+            network.head.bias += torch.tensor(t.logit_offsets, device=network.head.bias.device)
         return network
 
-    def scores(self) -> dict[str, float]:
-        """Dice of the averaged weights on the held-back slabs, plain and enhanced; empty where none is held back."""
-        slabs = self.cases.held_back
-        if not slabs:
-            return {}
-        network = self.finished()
-        plain = validate(network, self.recipe, slabs)
-        shifted = [enhanced(slab, self.recipe, ENHANCED_STRENGTH) for slab in slabs]
-        contrast = validate(network, self.recipe, shifted)
-        return plain | {f"{name} enhanced": score for name, score in contrast.items()}
+    def _outcome(self) -> Outcome:
+        scores = self.scores or Scores({}, {})  # of the weights that are kept, unless an earlier process took them
+        if self.scores is None and self.team.first and len(self.cases.validation):
+            held = (each.case for each in self.cases.validation)
+            scores = validate(self.finished(), self.recipe, held, self.team.device)
+        done, size = self.done, parameters(self.network)
+        return Outcome(scores.together, scores.per_case, done.step, done.cpu_seconds, size, self.start)
 
-    def _step(self, step: int) -> float:
+    def _score(self, step: int) -> dict[str, float]:
+        """Dice of the averaged weights on what is held back, where it is time; the best weights are remembered."""
         t = self.recipe.training
-        images, classes = self._batch()
+        due = step == t.steps or step % t.validate_every == 0
+        if not (due and self.team.first and len(self.cases.validation)):
+            return {}
+        offset = copy.deepcopy(self.average)
+        if t.logit_offsets and offset.head.bias is not None:
+            offset.head.bias += torch.tensor(t.logit_offsets, device=offset.head.bias.device)
+        held = [each.case for each in self.cases.validation] if self.recipe.augmentation.enhancement else None
+        cases = held or (each.case for each in self.cases.validation)
+        found = validate(offset, self.recipe, cases, self.team.device)
+        scores = dict(found.together)
+        mean = _mean(scores.values())
+        if mean > self.done.best or not t.patience:
+            self.scores = found
+        if mean > self.done.best:
+            self.best.load_state_dict(self.average.state_dict())
+            self.done = replace(self.done, best=mean, stale=0)
+        else:
+            self.done = replace(self.done, stale=self.done.stale + 1)
+        if held:
+            shifted = (enhanced(case, self.recipe, ENHANCED_STRENGTH) for case in held)
+            contrast = validate(offset, self.recipe, shifted, self.team.device).together
+            scores |= {f"{name} enhanced": score for name, score in contrast.items()}
+        return scores
+
+    def _stale(self) -> bool:
+        patience = self.recipe.training.patience
+        return bool(patience) and self.done.stale >= patience
+
+    def _columns(self) -> list[str]:
+        names = [label.name for label in self.recipe.labels]
+        more = [f"{name} enhanced" for name in names] if self.recipe.augmentation.enhancement else []
+        return [*names, *more]
+
+    def _row(self) -> dict[str, float]:
+        return {"cpu_seconds": self.done.cpu_seconds}
+
+    def _step(self, step: int, batch: Batch) -> float:
+        """One optimiser step; the loss."""
+        t, device = self.recipe.training, self.team.device
+        torch.manual_seed(seed_of(t.seed, step, self.team.rank))  # dropout follows from the step too
+        images, classes = (each.to(device, non_blocking=True) for each in batch)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(step, t.steps, t.warmup, t.learning_rate)
-        with torch.autocast("cpu", torch.bfloat16, enabled=t.precision == "bf16"):
-            logits = self.network(images)
-        value = loss(logits.float(), classes, self.weights, t.dice_share)
+            group["lr"] = learning_rate(t, step)
+        half = torch.float16 if t.precision == "fp16" else torch.bfloat16
+        with torch.autocast(device.type, half, enabled=t.precision != "f32"):
+            answers = self.model(images)
+        if isinstance(answers, Tensor):
+            value = self.loss(answers.float(), classes)
+        else:
+            value = deep(self.loss, [answer.float() for answer in answers], classes)
+        loss = float(value.detach())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {loss} at step {step + 1}: lower training.learning_rate, or look for voxels of absurd "
+                "intensity; the last checkpoint is kept."
+            )
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(value)
-        nn.utils.clip_grad_norm_(self.network.parameters(), LARGEST_GRADIENT)
-        self.optimiser.step()
-        decay = min(t.ema, (step + 1) / (step + 10))  # the first steps' weights are soon forgotten
+        torch.autograd.backward(self.scaler.scale(value))
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self._remember(step)
+        return loss
+
+    def _remember(self, step: int) -> None:
+        """Move the averaged weights towards the present ones."""
+        decay = min(self.recipe.training.ema, (step + 1) / (step + 10))  # the first steps' weights are soon forgotten
         with torch.no_grad():
-            for average, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                average.lerp_(now, 1 - decay)
+            averages: list[Tensor] = list(self.average.parameters())
+            now: list[Tensor] = list(self.network.parameters())
+            torch._foreach_lerp_(averages, now, 1 - decay)
             for kept, found in zip(self.average.buffers(), self.network.buffers(), strict=True):
                 kept.copy_(found)  # batch normalisation keeps a running mean of its own
-        return float(value.detach())
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Windows (N, C, D, H, W) after the intensity rule and their classes (N, D, H, W)."""
-        images, classes = [], []
-        side = torch.tensor(self.augmenter.size, dtype=torch.float32)
-        for _ in range(self.recipe.training.batch):
-            voxels = self.seeds[int(torch.randint(len(self.seeds), (), generator=self.chance))]
-            slab, i, j, k = voxels[int(torch.randint(len(voxels), (), generator=self.chance))].tolist()
-            jitter = (torch.rand(3, generator=self.chance) - 0.5) * side * JITTER
-            centre = _within(torch.tensor([i, j, k]) + jitter, side, self.slabs[slab])
-            sample = self.augmenter.draw(self.slabs[slab], centre, self.chance)
-            images.append(normalise(sample.image.numpy(), self.cases.train[slab].normalisers))
-            classes.append(sample.classes)
-        return torch.from_numpy(np.stack(images)), torch.stack(classes)
-
-    def _digest(self) -> str:
-        """SHA-256 of what decides the run: recipe and voxels."""
-        sums = [
-            hashlib.sha256(array.tobytes()).hexdigest() for case in self.cases.train for array in (case.image, case.ids)
-        ]
-        return hashlib.sha256(json.dumps([self.recipe.file.model_dump_json(), sums]).encode()).hexdigest()
+    def _batch(self, step: int) -> Batch:
+        return self.windows.batch(step, range(self.team.rank, self.recipe.training.batch, self.team.size))
 
 
-def _slab(case: Case) -> Slab:
-    return Slab(torch.from_numpy(np.ascontiguousarray(case.image)), torch.from_numpy(np.ascontiguousarray(case.ids)))
+class _Ahead:
+    """Batches of the steps to come, drawn in ``workers`` threads while the network computes; 0: drawn when wanted.
+
+    A batch follows from its step alone, so the order in which threads finish changes nothing.
+    """
+
+    def __init__(self, draw: Callable[[int], Batch], steps: range, workers: int) -> None:
+        self._draw, self._steps, self._workers = draw, steps, workers
+        self._pool = ThreadPoolExecutor(workers, "windows") if workers else None
+
+    def __enter__(self) -> Iterable[Batch]:
+        return self._drawn() if self._pool is None else self._fetched(self._pool)
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _drawn(self) -> Iterable[Batch]:
+        return (self._draw(step) for step in self._steps)
+
+    def _fetched(self, pool: ThreadPoolExecutor) -> Iterable[Batch]:
+        waiting: list[Future[Batch]] = []
+        for step in self._steps:
+            waiting.append(pool.submit(self._draw, step))
+            if len(waiting) > self._workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
 
 
-def _within(centre: Tensor, side: Tensor, slab: Slab) -> Tensor:
-    """The centre moved across the planes until its window stands where inference puts windows, give or take SLACK."""
-    size = torch.tensor(slab.ids.shape, dtype=torch.float32)
-    reach = ((size - side) / 2).clamp(min=0) + SLACK * side
-    reach[2] = torch.inf
-    middle = (size - 1) / 2
-    return torch.minimum(torch.maximum(centre, middle - reach), middle + reach)
+def _check(recipe: Recipe, team: Team) -> None:
+    t = recipe.training
+    if t.batch % team.size:
+        raise RecipeError(f"training.batch is {t.batch}; {team.size} processes need a multiple of {team.size}.")
+    if t.precision == "fp16" and team.device.type != "cuda":
+        raise RecipeError("training.precision fp16 needs a GPU; use bf16 or f32 on a CPU.")
 
 
-def _table(recipe: Recipe, cases: Sequence[Case]) -> Tensor:
-    """(largest id + 1,) class of every id that the cases hold or the recipe names."""
-    named = [i for organ in recipe.augmentation.enhancement for i in organ.ids]
-    limbs = recipe.augmentation.limbs
-    largest = max(*(int(case.ids.max(initial=0)) for case in cases), *named, limbs.id if limbs else 0)
-    return torch.from_numpy(class_table(recipe.labels, largest))
+def _digest(recipe: Recipe, cases: Cases, start: str) -> str:
+    """SHA-256 of what decides the run."""
+    parts = [recipe.file.model_dump_json(), cases.digest(), start]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _seeds(cases: Sequence[Case], recipe: Recipe) -> list[Tensor]:
-    """For background and each label that occurs, the voxels (slab, i, j, k) around which windows are drawn."""
-    classes = [torch.from_numpy(targets(case.ids, recipe.labels)) for case in cases]
-    seeds = []
-    for label in range(recipe.classes):
-        voxels = torch.cat([F.pad((slab == label).nonzero(), (1, 0), value=n) for n, slab in enumerate(classes)])
-        if len(voxels):
-            seeds.append(voxels)
-    return seeds
+def _mean(scores: Iterable[float]) -> float:
+    found = [score for score in scores if not math.isnan(score)]
+    return sum(found) / len(found) if found else 0.0

@@ -1,9 +1,13 @@
-"""A trained model as a folder: architecture.json, weights.safetensors, manifest.json, training.json. No pickle."""
+"""A trained model as a folder: architecture.json, weights.safetensors, manifest.json, training.json. No pickle.
+
+A folder with ``ensemble.json`` holds several of them, the folds of a cross-validation, and is read as one model.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from hilum_search.errors import DataError
 from hilum_search.network import Network, build
 
 ARCHITECTURE, WEIGHTS, MANIFEST, TRAINING = "architecture.json", "weights.safetensors", "manifest.json", "training.json"
+ENSEMBLE, ENSEMBLE_FORMAT = "ensemble.json", "hilum.ensemble/1"
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,17 @@ def write_trained(folder: Path, trained: Trained) -> None:
     _write(folder / WEIGHTS, save(tensors))
 
 
-def read_trained(folder: Path) -> Trained:
+def write_ensemble(folder: Path, names: Sequence[str]) -> None:
+    """Say that the trained models in sub-folders are one ensemble."""
+    _write(folder / ENSEMBLE, json.dumps({"format": ENSEMBLE_FORMAT, "folds": list(names)}, indent=2).encode())
+
+
+def read_trained(folder: Path, network: Network | None = None) -> Trained:
     """A trained model from its folder, in evaluation mode.
+
+    Args:
+        folder: of a finished run, or of an ensemble of runs.
+        network: to load the weights into, where the architecture is the caller's own.
 
     Raises:
         DataError: a file is missing or the weights do not fit the architecture.
@@ -48,6 +62,8 @@ def read_trained(folder: Path) -> Trained:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if (folder / ENSEMBLE).is_file():
+        return _read_ensemble(folder)
     missing = [name for name in (ARCHITECTURE, WEIGHTS, MANIFEST, TRAINING) if not (folder / name).is_file()]
     if missing:
         raise DataError(
@@ -55,12 +71,52 @@ def read_trained(folder: Path) -> Trained:
         )
     architecture = parse_architecture((folder / ARCHITECTURE).read_bytes())
     manifest = parse_manifest((folder / MANIFEST).read_bytes())
-    network = build(architecture, len(manifest.channels), manifest.classes)
+    built = network or build(architecture, len(manifest.channels), manifest.classes)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        built.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise DataError(f"The weights in {folder.name} do not fit the architecture: {error}") from error
-    return Trained(architecture, network.eval(), manifest, json.loads((folder / TRAINING).read_text()))
+    return Trained(architecture, built.eval(), manifest, json.loads((folder / TRAINING).read_text()))
+
+
+def _read_ensemble(folder: Path) -> Trained:
+    from hilum_search.ensemble import ensemble
+
+    try:
+        listed = json.loads((folder / ENSEMBLE).read_text())
+    except ValueError as error:
+        raise DataError(f"{folder.name}/{ENSEMBLE} is not valid JSON: {error}.") from error
+    folds = [read_trained(folder / Path(name).name) for name in listed["folds"]]
+    first = folds[0]
+    if any(fold.manifest.labels != first.manifest.labels for fold in folds):
+        raise DataError(f"The folds in {folder.name} have different labels; they are no ensemble.")
+    manifest = first.manifest.model_copy(update={"folds": len(folds)})
+    training = first.training | _shared_record(folds)
+    return Trained(first.architecture, ensemble([fold.network for fold in folds]), manifest, training)
+
+
+def _shared_record(folds: Sequence[Trained]) -> dict[str, Any]:
+    """The record of an ensemble: every case scored by the fold that had not seen it, Dice the mean of the folds'."""
+    records = [fold.training for fold in folds]
+    per_case = {name: scores for record in records for name, scores in record.get("dice_per_case", {}).items()}
+    dice: dict[str, float | None] = {}
+    for label in records[0]["dice"]:
+        found = [record["dice"][label] for record in records if record["dice"].get(label) is not None]
+        dice[label] = round(sum(found) / len(found), 5) if found else None
+    seconds = sum(record.get("cpu_seconds", 0.0) for record in records)
+    shared = {"cases": _shared_cases(folds), "dice": dice, "dice_per_case": per_case, "cpu_seconds": round(seconds, 1)}
+    return shared | {"folds": records}
+
+
+def _shared_cases(folds: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Every case once: kept for the end where it was so in every fold, else trained on by some fold."""
+    found: dict[str, dict[str, Any]] = {}
+    for fold in folds:
+        for case in fold.training["cases"]:
+            known = found.setdefault(json.dumps([case["name"], case["planes"]]), dict(case))
+            if "test" not in (known["part"], case["part"]) or known["part"] != case["part"]:
+                known["part"] = "train"
+    return list(found.values())
 
 
 def _write(path: Path, content: bytes) -> None:

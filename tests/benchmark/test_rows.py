@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hilum_benchmark.report import Report
-from hilum_benchmark.rows import VOLUME_ROWS
+from hilum_benchmark.rows import TRAINING_ROWS, VOLUME_ROWS
 from hilum_benchmark.session import Choice, run
 
 
@@ -76,3 +76,16 @@ def test_whole_jobs_agree_with_their_peers(tmp_path: Path) -> None:
 
 def test_every_row_has_a_title_and_its_own_name() -> None:
     assert all(name == row.name and row.title for name, row in VOLUME_ROWS.items())
+
+
+def test_a_training_step_takes_turns_with_the_bare_network_and_nnunets_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+    said: list[str] = []
+    rows = list(TRAINING_ROWS.values())
+    result = run("training", rows, tmp_path, Choice(rounds=1, quick=True), said.append)
+    assert all(row["failed"] == {} for row in result.rows.values()), said
+    measured = _rounds(result, "training-step", "steps")
+    assert set(measured) >= {"hilum_s", "bare_s", "nnunet_s"}
+    assert min(measured[f"{name}_s"] for name in ("hilum", "bare", "nnunet")) > 0
+    assert _rounds(result, "training-epoch", "no")["s"] > _rounds(result, "training-epoch", "memory")["s"]
+    assert len(result.figures()) == 4

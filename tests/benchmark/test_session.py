@@ -109,3 +109,17 @@ def test_table_and_plot_show_every_figure(tmp_path: Path) -> None:
     assert "Measured on C (row); D (later), 2 cores" in table.markdown(result)
     table.plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_failed_preparation_fails_the_row_and_not_the_run(tmp_path: Path, row: Row) -> None:
+    broken = Row("two", row.title, row.contenders, _figures, prepare="two_contenders:broken")
+    result = run("volume", [broken], tmp_path / "out", Choice(rounds=1), _nothing)
+    assert set(result.rows["two"]["failed"]) == {"ours", "peer"}
+    assert "out of luck" in result.rows["two"]["failed"]["ours"]
+
+
+def test_the_source_of_a_row_may_be_a_single_module() -> None:
+    from hilum_benchmark.machine import source_digest
+
+    one, two = source_digest(["hilum_benchmark.row"]), source_digest(["hilum_benchmark.child"])
+    assert len({one, two, source_digest(["hilum_benchmark"]), source_digest([])}) == 4

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hilum_client.answers import ModelInfo, Result
-from hilum_client.batch import Case, content_hash, find_cases, run_batch
+from hilum_client.batch import content_hash, run_batch
 from hilum_client.cli import main
 from hilum_client.errors import ConnectError, InputError, JobFailed, MissingExtra
+from hilum_client.layouts import Case, find_cases
 from hilum_client.report import Entry, Report
 
 if TYPE_CHECKING:
@@ -72,33 +73,6 @@ def batch(folder: Path, out: Path, segment: Any, model: ModelInfo = MODEL) -> tu
     report = Report.open(out, model, [case.name for case in cases])
     watch = Quiet()
     return run_batch(cases, segment, report, watch), watch, report
-
-
-def test_finds_volumes_and_series(folder: Path, tmp_path: Path) -> None:
-    cases = find_cases(folder, tmp_path / "out")
-    assert [case.name for case in cases] == ["a.nii.gz", "b.nii", "deep/c.nrrd", "deep/series"]
-    assert [case.mask.as_posix() for case in cases] == [
-        "a-mask.nii.gz",
-        "b-mask.nii.gz",
-        "deep/c-mask.nii.gz",
-        "deep/series-mask.nii.gz",
-    ]
-
-
-def test_equal_stems_keep_their_suffix_and_masks_inside_are_no_inputs(folder: Path) -> None:
-    (folder / "a.nrrd").write_text("other a")
-    masks = folder / "masks"
-    masks.mkdir()
-    (masks / "a-mask.nii.gz").write_text("mask")
-    names = [case.mask.as_posix() for case in find_cases(folder, masks, "nrrd")]
-    assert names[:2] == ["a.nii.gz-mask.nrrd", "a.nrrd-mask.nrrd"] and len(names) == 5
-
-
-def test_nothing_to_do_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="There is no folder"):
-        find_cases(tmp_path / "none", tmp_path)
-    with pytest.raises(InputError, match="holds no volumes"):
-        find_cases(tmp_path, tmp_path / "out")
 
 
 def test_failed_cases_are_listed_and_the_rest_done(folder: Path, tmp_path: Path) -> None:
@@ -222,7 +196,8 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from hilum_client.answers import ModelInfo, Result
-from hilum_client.batch import find_cases, run_batch
+from hilum_client.batch import run_batch
+from hilum_client.layouts import find_cases
 from hilum_client.report import Report
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -265,6 +240,11 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     assert all(seen.count(name) == 1 for name in begun[:-1]), "finished cases are not done twice"
     assert [(out / f"{n}-mask.nii.gz").read_text() for n in range(8)] == [f"mask of {n}" for n in range(8)]
     assert json.loads((out / "report.json").read_text())["done"] == 8
+
+
+def test_a_case_of_several_files_is_known_by_all_of_them(folder: Path) -> None:
+    one, two = folder / "a.nii.gz", folder / "b.nii"
+    assert len({content_hash(one), content_hash(one, two), content_hash(two, one)}) == 3
 
 
 def test_the_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,12 +49,28 @@ class_weights = [1.0, 1.0]
 """
 
 
+RECORD: dict[str, Any] = {
+    "recipe": {"architecture": {"family": "c2fnas"}, "training": {"batch": 2}},
+    "recipe_digest": "0" * 64,
+    "parameters": 1000,
+    "cases": [],
+    "dice": {},
+    "dice_per_case": {},
+    "step": 1,
+    "seed": 0,
+    "start": "",
+    "cpu_seconds": 1.0,
+    "processor": "x86_64",
+    "software": {},
+}
+
+
 @pytest.fixture
 def trained() -> Trained:
     torch.manual_seed(0)
     recipe = parse_recipe(RECIPE)
     network = build(recipe.architecture, 2, recipe.classes).eval()
-    return Trained(recipe.architecture, network, recipe.manifest(), {"dice": {}})
+    return Trained(recipe.architecture, network, recipe.manifest(), RECORD)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from hilum_inference.repository import CONFIG, Model, Repository, shipped_repository
 from hilum_search.architecture import digest
+from hilum_search.card import card
 from hilum_search.recipe import read_recipe
 
 
@@ -32,6 +34,18 @@ def test_it_was_made_by_the_recipe_in_the_tree(shipped: Model) -> None:
     assert shipped.manifest.provenance.seed == recipe.training.seed
     assert shipped.manifest.windows == recipe.manifest().windows
     assert [label.name for label in shipped.manifest.labels] == ["liver", "spleen", "bone"]
+
+
+def test_its_card_is_made_from_its_record_and_stands_in_the_docs(shipped: Model) -> None:
+    folder = shipped.folder / str(shipped.version)
+    record = json.loads((folder / "training.json").read_text())
+    text = card(shipped.manifest, record)
+    assert (folder / "card.md").read_text() == text
+    assert record["recipe_digest"] == shipped.manifest.provenance.recipe
+    page = (Path(__file__).resolve().parents[2] / "docs" / "demo-model.md").read_text()
+    title, body = text.split("\n", 1)
+    assert title == f"# {shipped.manifest.title}"
+    assert body.strip().replace("## ", "### ") in page
 
 
 def test_triton_reads_its_configuration(shipped: Model) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from hilum_export.gates import Gate
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.repository import Repository
 from hilum_inference.volume import Volume
+from hilum_search.architecture import parse_architecture
 from hilum_search.evaluate import open_trained
-from hilum_search.trained import Trained, write_trained
+from hilum_search.network import build
+from hilum_search.trained import Trained, write_ensemble, write_trained
 
 
 def test_the_published_model_answers_as_the_network(run: Path, trained: Trained, tmp_path: Path) -> None:
@@ -30,6 +33,33 @@ def test_the_published_model_answers_as_the_network(run: Path, trained: Trained,
     answer = engine.run(windows, "logits")
     engine.close()
     assert np.abs(answer - truth).max() < 5e-4 * np.abs(truth).max()
+
+
+def test_architecture_and_record_travel_with_the_network(run: Path, trained: Trained, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "models").folder
+    assert json.loads((folder / "training.json").read_text()) == trained.training
+    assert "family c2fnas" in (folder / "card.md").read_text()
+    assert parse_architecture((folder / "architecture.json").read_bytes()) == trained.architecture
+
+
+def test_an_ensemble_is_published_as_one_network(trained: Trained, tmp_path: Path) -> None:
+    image = torch.rand(2, 2, 16, 16, 8)
+    answers = []
+    for number in range(2):
+        torch.manual_seed(number)
+        network = build(trained.architecture, 2, 2).eval()
+        fold = Trained(trained.architecture, network, trained.manifest, trained.training)
+        write_trained(tmp_path / "run" / f"fold{number}", fold)
+        with torch.inference_mode():
+            answers.append(network(image).numpy())
+    write_ensemble(tmp_path / "run", ["fold0", "fold1"])
+    done = export(tmp_path / "run", tmp_path / "models")
+    assert (done.manifest.folds, done.manifest.head is not None) == (2, True)
+    engine = open_engine(Repository([tmp_path / "models"]).model(), EngineSettings())
+    answer = engine.run(image.numpy(), "logits")
+    engine.close()
+    mean = (answers[0] + answers[1]) / 2
+    assert np.abs(answer - mean).max() < 5e-4 * np.abs(mean).max()
 
 
 def test_the_head_in_the_manifest_is_the_networks_last_layer(run: Path, trained: Trained, tmp_path: Path) -> None:

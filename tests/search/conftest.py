@@ -9,7 +9,8 @@ import pytest
 
 from hilum_inference.io import write_volume
 from hilum_inference.volume import Volume
-from hilum_search.data import Case, Files, load_case
+from hilum_search.cases import Files
+from hilum_search.data import Case, load_case
 from hilum_search.recipe import Recipe, parse_recipe
 
 RECIPE = """
@@ -58,7 +59,6 @@ class_weights = [1.0, 2.0, 2.0]
 checkpoint_every = 5
 validate_every = 6
 ema = 0.5
-gap = 1
 
 [augmentation]
 rotation = [5.0, 5.0, 10.0]
@@ -98,8 +98,8 @@ def files(tmp_path: Path) -> Files:
     noise = np.random.default_rng(0).normal(0, 4, ids.shape)
     image = np.choose(ids.astype(int), [20, 0, 0, 180, 180, 0, 0, 110]) + noise
     affine = np.diag([-2.0, 2.0, 2.0, 1.0])
-    paths = Files(tmp_path / "phantom.nii.gz", tmp_path / "phantom_labels.nii.gz")
-    write_volume(paths.image, Volume.from_array(image.astype(np.int16), affine))
+    paths = Files((tmp_path / "phantom.nii.gz",), tmp_path / "phantom_labels.nii.gz", "phantom")
+    write_volume(paths.images[0], Volume.from_array(image.astype(np.int16), affine))
     write_volume(paths.labels, Volume.from_array(ids, affine))
     return paths
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,18 @@ import pytest
 from hilum_inference.io import read_volume, write_volume
 from hilum_inference.preprocess import Source, model_grid
 from hilum_inference.volume import Volume
-from hilum_search.data import Case, Files, class_table, find_cases, load_case, normalise, sha256, split, targets, turned
+from hilum_search.cases import Files, Part
+from hilum_search.data import (
+    Case,
+    class_table,
+    content_digest,
+    load_case,
+    load_part,
+    normalise,
+    recipe_cases,
+    targets,
+    turned,
+)
 from hilum_search.errors import DataError, RecipeError
 from hilum_search.recipe import Recipe, parse_recipe
 
@@ -24,8 +36,8 @@ def test_training_sees_what_the_heart_will_see(tmp_path: Path, recipe_text: str)
     image = np.random.default_rng(1).integers(0, 200, (20, 31, 17)).astype(np.int16)
     affine = np.array([[0, -1.0, 0, 4], [2.0, 0, 0, 5], [0, 0, 2.2, 6], [0, 0, 0, 1]])
     volume = Volume.from_array(image, affine)
-    files = Files(tmp_path / "a.nii", tmp_path / "b.nii")
-    write_volume(files.image, volume)
+    files = Files((tmp_path / "a.nii",), tmp_path / "b.nii", "a")
+    write_volume(files.images[0], volume)
     write_volume(files.labels, Volume.from_array((image > 100).astype(np.uint8), affine))
     case = load_case(files, recipe.manifest())
     source = Source(volume, model_grid(volume, recipe.manifest()), recipe.manifest())
@@ -40,47 +52,58 @@ def test_several_ids_make_one_class(recipe: Recipe, case: Case) -> None:
     assert class_table(recipe.labels, 9).tolist() == [0, 0, 0, 2, 2, 0, 0, 1, 0, 0]
 
 
-def test_slabs_share_no_plane_and_keep_the_gap(recipe: Recipe, case: Case) -> None:
-    train, held = split(case, recipe.with_training(held_back=[(8, 12)]))
-    assert [slab.name for slab in train] == ["phantom[0:7]", "phantom[13:20]"]
-    assert [slab.name for slab in held] == ["phantom[8:12]"]
-    np.testing.assert_array_equal(held[0].ids, case.ids[..., 8:12])
-    np.testing.assert_array_equal(train[1].image, case.image[..., 13:20])
-
-
-def test_nothing_left_to_train_on(recipe: Recipe, case: Case) -> None:
-    with pytest.raises(DataError, match="no plane"):
-        split(case, recipe.with_training(held_back=[(0, 20)]))
-
-
-def test_a_slab_outside_the_case(recipe: Recipe, case: Case) -> None:
+def test_a_part_is_a_case_or_some_of_its_planes(files: Files, recipe: Recipe, case: Case) -> None:
+    assert load_part(Part(files), recipe).name == "phantom"
+    slab = load_part(Part(files, (13, None)), recipe)
+    assert slab.name == "phantom[13:20]"
+    np.testing.assert_array_equal(slab.image, case.image[..., 13:20])
     with pytest.raises(DataError, match="outside the 20 planes"):
-        split(case, recipe.with_training(held_back=[(15, 25)]))
+        load_part(Part(files, (15, 25)), recipe)
+
+
+def test_channels_in_files_of_their_own_are_stacked(files: Files, recipe_text: str, case: Case) -> None:
+    recipe = parse_recipe(recipe_text.replace("[[labels]]", '[[channels]]\nname = "pet"\n\n[[labels]]', 1))
+    doubled = dataclasses.replace(files, images=files.images * 2)
+    image = load_case(doubled, recipe.manifest()).image
+    assert image.shape == (2, *case.image.shape[1:])
+    np.testing.assert_array_equal(image[1], case.image[0])
 
 
 def test_another_grid_is_refused(tmp_path: Path, files: Files, recipe: Recipe) -> None:
     moved = tmp_path / "moved.nii.gz"
     write_volume(moved, Volume.from_array(np.zeros((24, 22, 20), np.uint8), np.diag([2.0, 2.0, 2.0, 1.0])))
     with pytest.raises(DataError, match="different grids"):
-        load_case(Files(files.image, moved), recipe.manifest())
+        load_case(dataclasses.replace(files, labels=moved), recipe.manifest())
 
 
 def test_cases_are_found_and_named_by_their_digest(files: Files, recipe: Recipe, tmp_path: Path) -> None:
-    [(found, digests)] = find_cases(recipe, tmp_path)
-    assert found == files
-    assert digests == {"phantom.nii.gz": sha256(files.image), "phantom_labels.nii.gz": sha256(files.labels)}
+    found = recipe_cases(recipe, tmp_path)
+    assert found.cases == (files,)
+    assert (found.layout, found.channels, found.modalities) == ("recipe", ("ct",), ("CT",))
+
+
+def test_a_digest_covers_a_file_or_the_files_of_a_folder(files: Files, tmp_path: Path) -> None:
+    import hashlib
+
+    assert content_digest(files.labels) == hashlib.sha256(files.labels.read_bytes()).hexdigest()
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "a.dcm").write_bytes(b"one")
+    before = content_digest(series)
+    (series / "a.dcm").rename(series / "b.dcm")
+    assert content_digest(series) != before
 
 
 def test_another_file_under_the_same_name_is_refused(files: Files, recipe_text: str, tmp_path: Path) -> None:
     named = 'labels = "phantom_labels.nii.gz"'
     recipe = parse_recipe(recipe_text.replace(named, f'{named}\nlabels_sha256 = "{"0" * 64}"'))
     with pytest.raises(DataError, match="SHA-256 differs"):
-        find_cases(recipe, tmp_path)
+        recipe_cases(recipe, tmp_path)
 
 
 def test_a_missing_case_is_named(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no phantom\.nii\.gz"):
-        find_cases(recipe, tmp_path)
+        recipe_cases(recipe, tmp_path)
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "SPR", "AIL"])
@@ -98,7 +121,7 @@ def test_a_turned_volume_keeps_every_voxel_in_its_place(orientation: str) -> Non
 def test_a_reference_stored_along_other_axes_is_turned(
     files: Files, recipe: Recipe, case: Case, tmp_path: Path
 ) -> None:
-    other = Files(files.image, tmp_path / "other.nii.gz")
+    other = dataclasses.replace(files, labels=tmp_path / "other.nii.gz")
     write_volume(other.labels, turned(read_volume(files.labels), "SPR"))
     np.testing.assert_array_equal(load_case(other, recipe.manifest()).ids, case.ids)
 

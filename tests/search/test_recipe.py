@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hilum_inference.manifest import parse_manifest
+from hilum_search.architecture import C2FNAS
 from hilum_search.errors import ArchitectureError, RecipeError
 from hilum_search.network import count
 from hilum_search.recipe import Recipe, parse_recipe, read_recipe
@@ -20,9 +21,43 @@ def test_the_manifest_repeats_the_recipes_preprocessing(recipe: Recipe) -> None:
 
 
 def test_figures_may_be_changed_for_one_run(recipe: Recipe) -> None:
-    changed = recipe.with_training(seed=5, held_back=[(1, 4)])
-    assert (changed.training.seed, changed.training.held_back) == (5, ((1, 4),))
-    assert recipe.training.seed == 0
+    changed = recipe.with_training(seed=5).with_split(validation_planes=[(1, 4)])
+    assert (changed.training.seed, changed.split.validation_planes) == (5, ((1, 4),))
+    assert (recipe.training.seed, recipe.split.validation_planes) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fold": 5}, "between 0 and 4"),
+        ({"fold": 0, "test_planes": [(1, 4)]}, "not both"),
+        ({"validation_planes": [(4, 4)]}, "rising plane numbers"),
+        ({"validation_planes": [(4, 8)], "test_planes": [(11, 14)]}, "at least 4 planes"),
+        ({"validation_planes": [(4, 8)], "gap": 3}, "the 4 planes that augmentation reaches"),
+    ],
+)
+def test_a_split_that_contradicts_itself_is_refused(recipe: Recipe, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        recipe.with_split(**changes)
+
+
+def test_labels_with_sides_are_not_mirrored_unless_their_pairs_are_named(recipe_text: str) -> None:
+    sided = recipe_text.replace('"ball"', '"kidney left"').replace('"rod"', '"kidney right"')
+    parse_recipe(sided.replace("[augmentation]", "[augmentation]\nflips = [1, 2]"))
+    with pytest.raises(RecipeError, match="has a side"):
+        parse_recipe(sided.replace("[augmentation]", "[augmentation]\nflips = [0]"))
+    swap = '[augmentation]\nflips = [0]\nswap = [["kidney left", "kidney right"]]'
+    recipe = parse_recipe(sided.replace("[augmentation]", swap))
+    assert (recipe.sided_axis, recipe.swapped) == (0, (0, 2, 1))
+    with pytest.raises(RecipeError, match="no label or is named twice"):
+        parse_recipe(sided.replace("[augmentation]", swap.replace('"kidney right"', '"spleen"')))
+
+
+def test_another_architecture_must_fit_the_window(recipe: Recipe) -> None:
+    deeper = C2FNAS(2, (0, 1, 2, 1, 0), ("2d",) * 5)
+    assert recipe.with_architecture(deeper).architecture == deeper
+    with pytest.raises(RecipeError, match="multiples of 16"):
+        recipe.with_architecture(C2FNAS(2, (0, 1, 2, 3, 2, 1, 0), ("2d",) * 7))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +72,8 @@ def test_figures_may_be_changed_for_one_run(recipe: Recipe) -> None:
         ("[16, 16, 8]", "[16, 16, 6]", "multiples of 4"),
         ("spacing = [2.0, 2.0, 2.0]", "", "spacing must be given"),
         ('name = "phantom"', 'name = "Phantom CT"', "no valid manifest"),
+        ("steps = 12", 'steps = 12\nschedule = "steps"', "milestones"),
+        ("steps = 12", "steps = 12\nmilestones = [0.5]", "milestones"),
         ('name = "rod"', 'name = "ball"', "no valid manifest"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hilum_networks import as_if_trained, largest_difference
 
 from hilum_search.architecture import VNAS, WIDE, digest, parse_architecture, to_json
 from hilum_search.errors import ArchitectureError
@@ -14,7 +14,6 @@ from hilum_search.network import build, count, parameters
 from hilum_search.sampling import decode, mutate, neighbours, sample
 from hilum_search.space import hourglasses
 from hilum_search.spaces import C2FNASSpace, Genotype, Space, VNASSpace
-from hilum_search.to_onnx import to_onnx
 
 NARROW = VNAS(("2d",) * 16, ("2d",) * 5, 4, (8, 8, 8, 8))
 SPACES: dict[str, Space] = {
@@ -81,40 +80,13 @@ def test_decoding_takes_the_highest_score_of_each_cell() -> None:
             decode(space, wrong)
 
 
-def _as_if_trained(network: nn.Module) -> None:
-    """Norms with gains, offsets and statistics of their own, so that none can be lost or swapped unseen.
-
-    Their offsets are positive: a chain of fresh norms and half-closed ReLUs is chaotic, and float32 in torch itself is
-    1e-4 to 1e-3 of the largest logit off float64, no matter who computes it.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.InstanceNorm3d | nn.BatchNorm3d):
-            nn.init.uniform_(module.weight, 0.5, 1)
-            nn.init.uniform_(module.bias, 1, 2)
-    network.train()
-    network(torch.rand(2, 1, 64, 64, 64))
-
-
 def _largest_difference(space: Space, seed: int, folder: Path) -> float:
-    """Of features and logits in ONNX Runtime to torch's, as shares of the largest value."""
-    import onnxruntime
-
     architecture = space.build(sample(space, random.Random(seed)))
     torch.manual_seed(seed)
     network = build(architecture, 1, 3)
-    _as_if_trained(network)
-    network.eval()
+    as_if_trained(network, torch.rand(2, 1, 64, 64, 64))
     path = folder / f"{digest(architecture)}.onnx"
-    to_onnx(network, 1, (32, 32, 32), path)
-    image = torch.rand(2, 1, 32, 32, 32)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options)
-    logits, features = session.run(["logits", "features"], {"image": image.numpy()})
-    with torch.inference_mode():
-        expected = network.body(image)
-        pairs = ((logits, network.head(expected)), (features, expected))
-    return max(float(np.abs(found - right.numpy()).max() / right.abs().max()) for found, right in pairs)
+    return largest_difference(network, torch.rand(2, 1, 32, 32, 32), path)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hilum_benchmark.row import Row
-from hilum_benchmark.rows import blending, gateway, io, startup, upload, whole, window
+from hilum_benchmark.rows import blending, gateway, io, startup, training, upload, whole, window
 
 VOLUME_ROWS: dict[str, Row] = {
     row.name: row
@@ -20,3 +20,4 @@ VOLUME_ROWS: dict[str, Row] = {
         gateway.INSTALL,
     )
 }
+TRAINING_ROWS: dict[str, Row] = {row.name: row for row in (training.STEP, training.EPOCH)}

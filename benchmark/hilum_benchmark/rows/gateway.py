@@ -198,7 +198,7 @@ ROW = Row(
     {"start": Contender(f"{HERE}:start"), "job": Contender(f"{HERE}:job")},
     _figures,
     prepare=f"{HERE}:prepare",
-    packages=("hilum_inference", "hilum_server", "hilum_client"),
+    packages=("hilum_inference", "hilum_server", "hilum_client", "hilum_benchmark"),
     note="A 512x512x300 CT of 0.8x0.8x1.5 mm at 1.5 mm, a small UNet, one engine thread. Memory is proportional set "
     "size: what processes share is counted once. MONAI Label 0.8.5 on such a machine: start 6 s, idle 652 MiB, 95 CPU "
     "seconds of which 55 to 60 % are not the network, peak 6.3 GiB, /info blocked for 51 s, install 3.7 GiB.",
@@ -208,7 +208,7 @@ INSTALL = Row(
     "Size of a serving install",
     {"install": Contender(f"{HERE}:install")},
     _install_figures,
-    packages=(),
+    packages=("hilum_benchmark",),
     rounds=1,
     note="pip install --target of the extra [serve], without compiled Python files; it asks the package index.",
 )

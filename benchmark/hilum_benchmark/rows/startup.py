@@ -56,6 +56,6 @@ ROW = Row(
         "help": Contender(f"{HERE}:help_text"),
     },
     _figures,
-    packages=("hilum_inference", "hilum_client"),
+    packages=("hilum_inference", "hilum_client", "hilum_benchmark"),
     note="The peer imports torch and MONAI and builds a UNet with random weights; reading weights is not asked of it.",
 )

@@ -101,7 +101,7 @@ ROW = Row(
     {"hilum": Contender(f"{HERE}:ours"), "multipart": Contender(f"{HERE}:multipart")},
     _figures,
     prepare=f"{HERE}:prepare",
-    packages=("hilum_inference", "hilum_server"),
+    packages=("hilum_inference", "hilum_server", "hilum_benchmark"),
     note="CPU of all processes of the server. Ours also checks header and voxels, decodes in a caged child, hashes and "
     "syncs to disk; the peer only writes.",
 )

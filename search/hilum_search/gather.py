@@ -1,0 +1,98 @@
+"""From a recipe and a folder to the cases of a run: found, checked, split, ready to be drawn from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from hilum_search.cases import Dataset, Files, Part, Split
+from hilum_search.data import recipe_cases
+from hilum_search.errors import DataError
+from hilum_search.recipe import Recipe
+from hilum_search.record import Cases, Origin
+from hilum_search.sources import find_dataset
+from hilum_search.splits import split_cases
+from hilum_search.store import Store
+from hilum_search.survey import CaseFacts, Survey, parse_survey, survey, to_json
+
+SURVEY, PLANNED = "survey.json", "recipe.survey.json"
+
+
+def gather(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    report: Callable[[int, int], None] | None = None,
+    surveys: Path | None = None,
+) -> Cases:
+    """The cases of a run, every one checked before the first is trained on.
+
+    Args:
+        recipe: its ``[[cases]]``, or every case in the folder; its ``[split]``.
+        data: folder of the cases, in any layout that ``find_dataset`` knows.
+        out: folder of the run; prepared cases may be kept there.
+        report: cases checked, cases in all.
+        surveys: folder that keeps the survey, so that a resumed run does not read everything again; else ``out``.
+
+    Raises:
+        DataError: missing, unreadable, mismatched or mislabelled cases; too few of them; a label without a voxel.
+    """
+    dataset = recipe_cases(recipe, data) if recipe.file.cases else find_dataset(data)
+    found = _survey(dataset, surveys or out, report)
+    split = split_cases(dataset.cases, recipe.split)
+    _check_channels(recipe, found)
+    _check_labels(recipe, split, found)
+    validation = Store(split.validation, recipe, out) if split.validation else ()
+    return Cases(Store(split.train, recipe, out), validation, tuple(_origins(split, found)))
+
+
+def _survey(dataset: Dataset, out: Path, report: Callable[[int, int], None] | None) -> Survey:
+    path = out / SURVEY
+    found = survey(dataset.cases, report, _known(out), folder=dataset.folder, labels=dataset.labels)
+    out.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{SURVEY}.{os.getpid()}.partial")  # several processes of one run may write it
+    partial.write_text(to_json(found))
+    partial.replace(path)
+    return found
+
+
+def _known(out: Path) -> Survey | None:
+    """The survey of an earlier start, or of the plan of this run's recipe; one that cannot be read is none."""
+    for path in (out / SURVEY, out / PLANNED):
+        with contextlib.suppress(OSError, DataError):
+            return parse_survey(path.read_bytes())
+    return None
+
+
+def _check_channels(recipe: Recipe, found: Survey) -> None:
+    wanted = len(recipe.file.channels)
+    for case in found.cases:
+        if len(case.channels) != wanted:
+            raise DataError(f"{case.name} has {len(case.channels)} channels; the recipe {recipe.name} has {wanted}.")
+
+
+def _check_labels(recipe: Recipe, split: Split, found: Survey) -> None:
+    """Every label must occur in what is trained on, as far as whole cases tell."""
+    trained = {part.files.name for part in split.train}
+    present = {label for case in found.cases if case.name in trained for label, count in case.voxels.items() if count}
+    for label in recipe.labels:
+        if not present & set(label.from_ids):
+            ids = ", ".join(map(str, label.from_ids[:8]))
+            raise DataError(
+                f"No training case holds the label {label.name!r} (ids {ids}); look at the recipe's from_ids."
+            )
+
+
+def _origins(split: Split, found: Survey) -> Iterable[Origin]:
+    surveyed: dict[str, CaseFacts] = {case.name: case for case in found.cases}
+    named: tuple[tuple[str, Sequence[Part]], ...] = (
+        ("train", split.train),
+        ("validation", split.validation),
+        ("test", split.test),
+    )
+    for part, members in named:
+        for member in members:
+            files: Files = member.files
+            yield Origin(files.name, part, member.planes, files.patient, surveyed[files.name].files)
