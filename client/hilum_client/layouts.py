@@ -115,7 +115,7 @@ def find_task(folder: Path) -> Task:
     Raises:
         InputError: no ``dataset.json``, one that cannot be read, or no test image.
     """
-    root = folder.absolute()
+    root = Path(os.path.abspath(folder))  # noqa: PTH100 - without following links, but with .. taken out
     root = root.parent if root.name == IMAGES and not (root / DATASET).is_file() else root
     listed = _dataset(root).get("test")
     images = root / IMAGES

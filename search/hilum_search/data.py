@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hilum_client.segment import stem
 from hilum_inference import intensity
 from hilum_inference.geometry import ModelGrid, oriented_axes
 from hilum_inference.intensity import Normaliser
@@ -75,7 +76,7 @@ def recipe_cases(recipe: Recipe, folder: Path) -> Dataset:
                 raise DataError(f"There is no {name} in {folder}; --data names the folder of the recipe's cases.")
             if expected and content_digest(folder / name) != expected:
                 raise DataError(f"{name} is not the file that the recipe {recipe.name} names: its SHA-256 differs.")
-        found.append(Files((folder / case.image,), folder / case.labels, case.image.split(".")[0], case.patient))
+        found.append(Files((folder / case.image,), folder / case.labels, stem(folder / case.image), case.patient))
     channels = recipe.file.channels
     names, modalities = tuple(c.name for c in channels), tuple(c.modality for c in channels)
     return Dataset(folder, "recipe", tuple(found), names, modalities)

@@ -23,7 +23,7 @@ from hilum_inference.repository import CONFIG, Model, Repository
 from hilum_inference.volume import Volume
 from hilum_search import metrics
 from hilum_search.cases import Files, Part
-from hilum_search.data import load_case, read_pair, targets
+from hilum_search.data import load_case, normalise, read_pair, targets
 from hilum_search.errors import DataError
 from hilum_search.evaluation import Book, CaseScore, Evaluation, LabelScore, Subject
 from hilum_search.metrics import TOLERANCE_MM, Agreement, agreements
@@ -32,6 +32,7 @@ from hilum_search.recipe import Target
 from hilum_search.recorded import Asked
 from hilum_search.torch_engine import TorchEngine
 from hilum_search.trained import ENSEMBLE, WEIGHTS, Trained, read_trained
+from hilum_search.validate import NORMALISED
 
 Ids = NDArray[np.integer]
 Report = Callable[[CaseScore], None]
@@ -74,11 +75,13 @@ class Scene:
         image: on the grid on which the answer is compared.
         truth: (I, J, K) classes of the model on it.
         slab: whether that is the model's grid, cut.
+        normalised: of a slab, the values that the network sees, by the figures of the whole case.
     """
 
     image: Volume
     truth: Ids
     slab: bool
+    normalised: Volume | None = None
 
 
 def evaluate(
@@ -143,7 +146,9 @@ def look(opened: Opened, part: Part) -> Scene:
     case = load_case(part.files, manifest)
     first, last = part.planes
     slab = case.planes(first, case.ids.shape[2] if last is None else last)
-    return Scene(Volume.from_array(slab.image, slab_affine(manifest)), targets(slab.ids, opened.labels), slab=True)
+    affine = slab_affine(manifest)
+    seen = Volume.from_array(normalise(slab.image, slab.normalisers), affine)
+    return Scene(Volume.from_array(slab.image, affine), targets(slab.ids, opened.labels), True, seen)
 
 
 def segment(opened: Opened, scene: Scene, progress: Progress | None = None) -> Ids:
@@ -152,11 +157,11 @@ def segment(opened: Opened, scene: Scene, progress: Progress | None = None) -> I
     Raises:
         InputError: the image does not fit the model.
     """
-    model = opened.model
-    if scene.slab:
-        there = {"geometry": Geometry(orientation="native"), "crop": Crop()}
-        model = dataclasses.replace(model, manifest=model.manifest.model_copy(update=there))
-    return Segmenter(model, opened.engine).segment(scene.image, progress).labels
+    if scene.normalised is None:
+        return Segmenter(opened.model, opened.engine).segment(scene.image, progress).labels
+    there = {"geometry": Geometry(orientation="native"), "crop": Crop(), "intensity": NORMALISED}
+    model = dataclasses.replace(opened.model, manifest=opened.model.manifest.model_copy(update=there))
+    return Segmenter(model, opened.engine).segment(scene.normalised, progress).labels
 
 
 def slab_affine(manifest: Manifest) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hilum_search.cases import Dataset, Files, Part, Split
-from hilum_search.data import recipe_cases
+from hilum_search.data import load_case, recipe_cases
 from hilum_search.errors import DataError
 from hilum_search.recipe import Recipe
 from hilum_search.record import Cases, Origin
@@ -16,6 +16,7 @@ from hilum_search.sources import find_dataset
 from hilum_search.splits import split_cases
 from hilum_search.store import Store
 from hilum_search.survey import CaseFacts, Survey, parse_survey, survey, to_json
+from hilum_search.windows import Prepared
 
 SURVEY, PLANNED = "survey.json", "recipe.survey.json"
 
@@ -42,10 +43,35 @@ def gather(
     dataset = recipe_cases(recipe, data) if recipe.file.cases else find_dataset(data)
     found = _survey(dataset, surveys or out, report)
     split = split_cases(dataset.cases, recipe.split)
+    if recipe.split.validation_planes or recipe.split.test_planes:
+        split = _within(split, recipe)
     _check_channels(recipe, found)
     _check_labels(recipe, split, found)
-    validation = Store(split.validation, recipe, out) if split.validation else ()
+    validation: Sequence[Prepared] = ()
+    if split.validation:
+        # What is scored must be the same each time: no smart cache.
+        steady = recipe.with_training(keep="disk") if recipe.training.keep == "smart" else recipe
+        validation = Store(split.validation, steady, out)
     return Cases(Store(split.train, recipe, out), validation, tuple(_origins(split, found)))
+
+
+def _within(split: Split, recipe: Recipe) -> Split:
+    """The slabs that the cases have; how many planes there are on the model's grid is known once a case is there.
+
+    Raises:
+        DataError: a slab to be held back that a case does not have; nothing left to train on.
+    """
+    files = {part.files.name: part.files for part in (*split.train, *split.validation, *split.test)}
+    depths = {name: load_case(each, recipe.manifest()).ids.shape[2] for name, each in files.items()}
+    for part in (*split.validation, *split.test):
+        if part.planes is not None and (part.planes[1] or 0) > depths[part.files.name]:
+            first, last = part.planes
+            held = f"{depths[part.files.name]} planes of {part.files.name}"
+            raise DataError(f"The slab {first}:{last} lies outside the {held} on the model's grid.")
+    train = tuple(part for part in split.train if part.planes is None or part.planes[0] < depths[part.files.name])
+    if not train:
+        raise DataError("The held-back slabs leave no plane to train on; hold back fewer.")
+    return Split(train, split.validation, split.test)
 
 
 def _survey(dataset: Dataset, out: Path, report: Callable[[int, int], None] | None) -> Survey:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -67,7 +67,7 @@ class Training(_Part):
         seed: of weights, windows and augmentation.
         precision: of the convolutions; ``bf16`` is faster where the CPU has it and slower elsewhere; ``fp16`` needs a
             GPU.
-        deterministic: refuse operations whose result may differ from run to run (on a GPU; slower).
+        deterministic: refuse operations whose result may differ from run to run; on a CPU only.
         keep: prepared cases all in memory; ``smart``: ``cached_cases`` of them, some exchanged every epoch; on
             ``disk``, below the run's folder; or ``no``: read again for every window.
         workers: threads that draw the windows of the steps to come; 0 draws each when it is wanted.
@@ -263,8 +263,12 @@ class Recipe:
         return len(self.file.labels) + 1
 
     def with_training(self, **changes: Any) -> Recipe:
-        """The same recipe with other training figures (seed, steps...)."""
-        training = Training.model_validate(self.training.model_dump() | changes)
+        """The same recipe with other training figures (seed, steps...).
+
+        Raises:
+            RecipeError: a figure outside its bounds.
+        """
+        training = _valid(Training, self.training.model_dump() | changes, "training")
         return dataclasses.replace(self, file=self.file.model_copy(update={"training": training}))
 
     def with_split(self, **changes: Any) -> Recipe:
@@ -273,7 +277,7 @@ class Recipe:
         Raises:
             RecipeError: a split that contradicts itself.
         """
-        split = Splitting.model_validate(self.split.model_dump() | changes)
+        split = _valid(Splitting, self.split.model_dump() | changes, "split")
         changed = dataclasses.replace(self, file=self.file.model_copy(update={"split": split}))
         check(changed)
         return changed
@@ -304,10 +308,10 @@ class Recipe:
     @property
     def sided_axis(self) -> int | None:
         """The window's axis from left to right; None where the orientation is left as it is stored."""
-        letters = self.preprocessing.geometry.orientation
-        if len(letters) != 3:
+        geometry = self.preprocessing.geometry
+        if geometry.orientation == "native":
             return None
-        return next(axis for axis, letter in enumerate(letters) if letter in "LR")
+        return next(axis for axis, stored in enumerate(geometry.axes) if geometry.orientation[stored] in "LR")
 
     def manifest(self) -> Manifest:
         """The manifest of the network before it is trained: no digests, no head, no provenance."""
@@ -324,6 +328,18 @@ class Recipe:
                 **plain,
             }
         )
+
+
+_Group = TypeVar("_Group", bound=_Part)
+
+
+def _valid(kind: type[_Group], fields: Mapping[str, Any], name: str) -> _Group:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join((name, *map(str, first["loc"])))
+        raise RecipeError(f"{where} cannot be {first['input']!r}: {first['msg']}.") from error
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -16,6 +16,7 @@ from hilum_inference.manifest import Fingerprint, Manifest, Provenance
 from hilum_search.architecture import digest
 from hilum_search.data import Case
 from hilum_search.recipe import Recipe
+from hilum_search.store import Store
 from hilum_search.windows import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def fingerprint(recipe: Recipe, cases: Sequence[Prepared]) -> Fingerprint:
     """Intensity percentiles of each channel over all slabs, spacing, median size, number of slabs."""
     samples: list[NDArray[np.float32]] = []
     sizes: list[tuple[int, ...]] = []
-    for prepared in cases:
+    for prepared in cases.every() if isinstance(cases, Store) else cases:
         samples.append(_sample(prepared.case.image))
         sizes.append(prepared.case.ids.shape)
     marks = np.percentile(np.concatenate(samples, axis=1), (0.5, 50, 99.5), axis=1).T  # (C, 3)
@@ -113,7 +114,7 @@ def fingerprint(recipe: Recipe, cases: Sequence[Prepared]) -> Fingerprint:
         intensity=tuple((round(float(a), 3), round(float(b), 3), round(float(c), 3)) for a, b, c in marks),
         spacing=recipe.preprocessing.geometry.spacing,
         size=(int(size[0]), int(size[1]), int(size[2])),
-        cases=len(cases),
+        cases=len(sizes),
     )
 
 

@@ -206,6 +206,9 @@ def _with_patients(cases: Sequence[Files], table: Path) -> list[Files]:
         case, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
         if patients.setdefault(case, patient) != patient:
             raise DataError(f"{table.name} gives the case {case} two patients; keep one.")
+    unknown = next((files.name for files in cases if not (files.patient or files.name in patients)), None)
+    if unknown is not None:  # a misspelt name would let a patient stand on both sides of a split
+        raise DataError(f"{table.name} does not name the case {unknown}; give each case a row.")
     return [
         files if files.patient else dataclasses.replace(files, patient=patients.get(files.name, "")) for files in cases
     ]

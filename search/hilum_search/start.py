@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from hilum_search.errors import DataError
 from hilum_search.network import Network
+from hilum_search.own_architecture import OwnNetwork
 from hilum_search.recipe import Recipe
 from hilum_search.trained import WEIGHTS, read_trained
 
@@ -22,7 +24,9 @@ def start_from(folder: Path, network: Network, recipe: Recipe) -> str:
     Raises:
         DataError: no trained model, or one with another body.
     """
-    before = read_trained(folder)
+    own = copy.deepcopy(network) if isinstance(recipe.architecture, OwnNetwork) else None
+    before = read_trained(folder, own)
+    offsets = before.training.get("recipe", {}).get("training", {}).get("logit_offsets")
     there, here = before.network.body.state_dict(), network.body.state_dict()
     if there.keys() != here.keys() or any(there[key].shape != here[key].shape for key in there):
         raise DataError(
@@ -36,6 +40,7 @@ def start_from(folder: Path, network: Network, recipe: Recipe) -> str:
         for name in new.keys() & old.keys():
             network.head.weight[new[name]] = before.network.head.weight[old[name]]
             if network.head.bias is not None and before.network.head.bias is not None:
-                network.head.bias[new[name]] = before.network.head.bias[old[name]]
+                offset = offsets[old[name]] if offsets else 0.0  # was added when that run ended, not learnt
+                network.head.bias[new[name]] = before.network.head.bias[old[name]] - offset
     with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
+import os
+import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from hilum_inference.errors import HilumError
 from hilum_inference.intensity import Linear, Normaliser
 from hilum_search.cases import Part
 from hilum_search.data import Case, load_part
@@ -35,12 +39,14 @@ class Store(Sequence[Prepared]):
 
     def __init__(self, parts: Sequence[Part], recipe: Recipe, folder: Path) -> None:
         self.parts = tuple(parts)
+        self._recipe = recipe
         self._served = 0
         self._lock = threading.Lock()
         # A plain dictionary, so that a cache on disk knows a part and its rules by their own values.
         rules = recipe.file.model_dump_json(include={"preprocessing", "channels", "labels", "augmentation"})
         items = [{"number": n, "part": _identity(each), "rules": rules} for n, each in enumerate(self.parts)]
-        self._data = _dataset(items, self.parts, recipe, folder)
+        with _plain_errors():
+            self._data = _dataset(items, self.parts, recipe, folder)
         self._smart = hasattr(self._data, "update_cache")
 
     def __len__(self) -> int:
@@ -59,7 +65,16 @@ class Store(Sequence[Prepared]):
                 self._served += 1
                 if self._served % len(self) == 0:
                     self._data.update_cache()
-        return unpack(self._data[index])
+        with _plain_errors():
+            return unpack(self._data[index])
+
+    def every(self) -> Iterator[Prepared]:
+        """Every case once, also those that a smart cache does not hold now."""
+        if not self._smart:
+            yield from self
+            return
+        for part in self.parts:
+            yield prepare(load_part(part, self._recipe), self._recipe)
 
     def start(self) -> None:
         """Begin to exchange cases in the background, where the cache is a smart one."""
@@ -117,7 +132,7 @@ def unpack(fields: dict[str, Any]) -> Prepared:
 
 
 def _dataset(items: list[dict[str, Any]], parts: Sequence[Part], recipe: Recipe, folder: Path) -> Any:
-    from monai.data import CacheDataset, Dataset, PersistentDataset, SmartCacheDataset
+    from monai.data import CacheDataset, Dataset, SmartCacheDataset
     from monai.transforms import Transform
 
     class Prepare(Transform):  # type: ignore[misc]  # MONAI keeps what comes out of its own kind of transform only
@@ -129,9 +144,42 @@ def _dataset(items: list[dict[str, Any]], parts: Sequence[Part], recipe: Recipe,
     if keep == "no":
         return Dataset(items, transform)
     if keep == "disk":
-        return PersistentDataset(items, transform, folder / "cache")
+        return _on_disk(items, transform, folder / "cache")
     if keep == "smart" and cached < len(items):
         return SmartCacheDataset(
             items, transform, EXCHANGED, cached, progress=False, seed=recipe.training.seed, copy_cache=False
         )
     return CacheDataset(items, transform, progress=False, copy_cache=False)
+
+
+def _on_disk(items: list[dict[str, Any]], transform: Any, folder: Path) -> Any:
+    """MONAI's cache on disk, but a file appears only whole, and one that cannot be read is made again."""
+    from monai.data import PersistentDataset
+
+    class Kept(PersistentDataset):  # type: ignore[misc]
+        def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
+            path = Path(self.cache_dir) / f"{self.hash_func(item_transformed).decode()}.pt"
+            # Mapped: a window reads its own part of a case only.
+            with contextlib.suppress(OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+                return torch.load(path, weights_only=True, mmap=True)
+            made = self._pre_transform(copy.deepcopy(item_transformed))
+            partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+            torch.save(made, partial)
+            partial.replace(path)
+            return made
+
+    return Kept(items, transform, folder)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """MONAI wraps what a transform raises; our own sentences come through."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, HilumError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error

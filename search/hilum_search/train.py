@@ -103,8 +103,8 @@ def train(recipe: Recipe, cases: Cases, out: Path, report: Report | None = None,
             outcome = run.go(report)
             trained = run.trained(outcome)
             if team.first:
-                write_trained(out, trained)
                 write_card(out, card(trained.manifest, trained.training))
+                write_trained(out, trained)  # its weights last: a folder with weights is complete
             team.wait()
     finally:
         torch.set_num_threads(before[0])
@@ -314,6 +314,11 @@ def _check(recipe: Recipe, team: Team) -> None:
     t = recipe.training
     if t.batch % team.size:
         raise RecipeError(f"training.batch is {t.batch}; {team.size} processes need a multiple of {team.size}.")
+    if t.deterministic and team.device.type == "cuda":
+        raise RecipeError(
+            "training.deterministic is for the CPU: on a GPU torch has no deterministic way back through trilinear "
+            "upsampling and cross-entropy; leave it out."
+        )
     if t.precision == "fp16" and team.device.type != "cuda":
         raise RecipeError("training.precision fp16 needs a GPU; use bf16 or f32 on a CPU.")
 

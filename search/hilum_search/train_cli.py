@@ -13,6 +13,8 @@ import typer
 from hilum_search.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    import torch
+
     from hilum_search.recipe import Recipe
     from hilum_search.train import Progress
     from hilum_search.trained import Trained
@@ -118,32 +120,50 @@ def _plan(arch: str | None, data: Path, path: Path) -> None:
 
 
 def _all_folds(order: Order, folds: int) -> None:
+    from hilum_search.team import join
     from hilum_search.trained import write_ensemble
 
     names = [f"fold{number}" for number in range(folds)]
-    for number, name in enumerate(names):
-        recipe = order.recipe.with_split(fold=number)
-        _one(Order(recipe, order.data, order.out / name, order.start, order.device), order.out)
+    with join(_device(order.device)) as team:  # processes meet once, not once a fold
+        for number, name in enumerate(names):
+            recipe = order.recipe.with_split(fold=number)
+            _one(Order(recipe, order.data, order.out / name, order.start, order.device), order.out)
+    if not team.first:
+        return
     write_ensemble(order.out, names)
     typer.echo(f"{order.out}: {folds} folds, one ensemble; hilum evaluate and hilum export take it as one model")
 
 
 def _one(order: Order, surveys: Path | None = None) -> None:
-    import torch
-
     from hilum_search.gather import gather
+    from hilum_search.memory import keep_freed_memory
     from hilum_search.team import rank
     from hilum_search.train import Own
     from hilum_search.train import train as run
 
-    device = None if order.device is None else torch.device(order.device)
-    quiet = rank() > 0
+    keep_freed_memory()
+    device, quiet = _device(order.device), rank() > 0
     with _bar("reading the cases", quiet) as show:
         cases = gather(order.recipe, order.data, order.out, show, surveys)
     with _training(order.recipe, quiet) as report:
         trained = run(order.recipe, cases, order.out, report, Own(start=order.start, device=device))
     if not quiet:
         _tell(order.out, trained)
+
+
+def _device(name: str | None) -> torch.device | None:
+    """The device of that name, where it is there.
+
+    Raises:
+        RecipeError: no such device.
+    """
+    import torch
+
+    if name is None:
+        return None
+    if name == "cpu" or (name.startswith("cuda") and torch.cuda.is_available()):
+        return torch.device(name)
+    raise RecipeError(f"There is no device {name!r} here; --device is cpu, or cuda where there is an NVIDIA GPU.")
 
 
 def _tell(out: Path, trained: Trained) -> None:

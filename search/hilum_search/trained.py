@@ -5,6 +5,7 @@ A folder with ``ensemble.json`` holds several of them, the folds of a cross-vali
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def read_trained(folder: Path, network: Network | None = None) -> Trained:
     from safetensors.torch import load_file
 
     if (folder / ENSEMBLE).is_file():
-        return _read_ensemble(folder)
+        return _read_ensemble(folder, network)
     missing = [name for name in (ARCHITECTURE, WEIGHTS, MANIFEST, TRAINING) if not (folder / name).is_file()]
     if missing:
         raise DataError(
@@ -79,14 +80,14 @@ def read_trained(folder: Path, network: Network | None = None) -> Trained:
     return Trained(architecture, built.eval(), manifest, json.loads((folder / TRAINING).read_text()))
 
 
-def _read_ensemble(folder: Path) -> Trained:
+def _read_ensemble(folder: Path, network: Network | None) -> Trained:
     from hilum_search.ensemble import ensemble
 
     try:
-        listed = json.loads((folder / ENSEMBLE).read_text())
-    except ValueError as error:
-        raise DataError(f"{folder.name}/{ENSEMBLE} is not valid JSON: {error}.") from error
-    folds = [read_trained(folder / Path(name).name) for name in listed["folds"]]
+        names = json.loads((folder / ENSEMBLE).read_text())["folds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder.name}/{ENSEMBLE} names no folds; train them again with --folds.") from error
+    folds = [read_trained(folder / Path(name).name, copy.deepcopy(network)) for name in names]
     first = folds[0]
     if any(fold.manifest.labels != first.manifest.labels for fold in folds):
         raise DataError(f"The folds in {folder.name} have different labels; they are no ensemble.")

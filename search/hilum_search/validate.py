@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hilum_inference.manifest import Crop, Geometry
+from hilum_inference.manifest import Crop, Geometry, Intensity
 from hilum_inference.pipeline import Segmenter
 from hilum_inference.repository import Model
 from hilum_inference.volume import Volume
-from hilum_search.data import Case, class_table, targets
+from hilum_search.data import Case, class_table, normalise, targets
 from hilum_search.network import Network
 from hilum_search.recipe import Recipe
 from hilum_search.torch_engine import TorchEngine
@@ -36,12 +36,16 @@ def validate(network: Network, recipe: Recipe, cases: Iterable[Case], device: to
     total: Counts = {label.id: (0, 0) for label in recipe.labels}
     per_case = {}
     for case in cases:
-        answer = segmenter.segment(Volume.from_array(case.image, affine)).labels
+        seen = normalise(case.image, case.normalisers)  # a slab by the figures of its whole case, as in training
+        answer = segmenter.segment(Volume.from_array(seen, affine)).labels
         found = _count(answer, targets(case.ids, recipe.labels), list(total))
         total = {label: (total[label][0] + both, total[label][1] + size) for label, (both, size) in found.items()}
         per_case[case.name] = _dice(found, recipe)
     return Scores(_dice(total, recipe), per_case)
 
+
+NORMALISED = Intensity(steps=((),))
+"""The rule for values that went through theirs already."""
 
 Counts = dict[int, tuple[int, int]]
 """For each label: voxels in both, and the sum of the two sizes."""
@@ -49,7 +53,7 @@ Counts = dict[int, tuple[int, int]]
 
 def _segmenter(network: Network, recipe: Recipe, device: torch.device | None) -> Segmenter:
     # A case lies on the model's grid already, and a slab is no whole body.
-    there = {"geometry": Geometry(orientation="native"), "crop": Crop()}
+    there = {"geometry": Geometry(orientation="native"), "crop": Crop(), "intensity": NORMALISED}
     manifest = recipe.manifest().model_copy(update=there)
     return Segmenter(Model(manifest, 0, Path(), Path(), ""), TorchEngine(manifest, network, device))
 

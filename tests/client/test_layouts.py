@@ -78,6 +78,11 @@ def test_a_task_of_the_decathlon(task: Path, tmp_path: Path, inside: str) -> Non
     assert "is complete: 3 of 3 test cases; the folder can be zipped" in found.verdict(tmp_path / "out")
 
 
+def test_a_task_named_by_dots_keeps_its_name(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(task / "imagesTs")
+    assert find_task(Path("..")).name == "Task07_Pancreas"
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_channels_of_nnunet_are_one_case(tmp_path: Path, listed: bool) -> None:
     images = tmp_path / "Dataset001_Brain" / "imagesTs"

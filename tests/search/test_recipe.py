@@ -53,6 +53,21 @@ def test_labels_with_sides_are_not_mirrored_unless_their_pairs_are_named(recipe_
         parse_recipe(sided.replace("[augmentation]", swap.replace('"kidney right"', '"spleen"')))
 
 
+def test_sides_follow_the_windows_axes(recipe_text: str) -> None:
+    turned = recipe_text.replace('orientation = "RAS"', 'orientation = "RAS"\naxes = [2, 1, 0]')
+    assert parse_recipe(turned).sided_axis == 2
+    sided = turned.replace('"ball"', '"kidney_left"')
+    parse_recipe(sided.replace("[augmentation]", "[augmentation]\nflips = [0, 1]"))
+    with pytest.raises(RecipeError, match="has a side"):
+        parse_recipe(sided.replace("[augmentation]", "[augmentation]\nflips = [2]"))
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("threads", 0), ("batch", "two")])
+def test_a_figure_outside_its_bounds_is_one_sentence(recipe: Recipe, field: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=rf"^training\.{field} cannot be {value!r}: [^\n]*$"):
+        recipe.with_training(**{field: value})
+
+
 def test_another_architecture_must_fit_the_window(recipe: Recipe) -> None:
     deeper = C2FNAS(2, (0, 1, 2, 1, 0), ("2d",) * 5)
     assert recipe.with_architecture(deeper).architecture == deeper

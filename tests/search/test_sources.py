@@ -137,13 +137,17 @@ def test_nothing_found_lists_what_is_understood(tmp_path: Path) -> None:
 
 def test_a_table_tells_the_patients(tmp_path: Path) -> None:
     _describe(tmp_path, MSD)
-    (tmp_path / "patients.csv").write_text("\ufeffcase,patient\nb, p7 \nother,p8\n")
+    (tmp_path / "patients.csv").write_text("\ufeffcase,patient\nb, p7 \nother,p8\na,\n")
     assert [(files.name, files.patient) for files in find_dataset(tmp_path).cases] == [("a", ""), ("b", "p7")]
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("name,patient\na,1\n", "columns case and patient"), ("case,patient\na,1\na,2\n", "the case a two patients")],
+    [
+        ("name,patient\na,1\n", "columns case and patient"),
+        ("case,patient\na,1\na,2\n", "the case a two patients"),
+        ("case,patient\na.nii.gz,1\n", "does not name the case b"),
+    ],
 )
 def test_a_table_that_cannot_be_used(tmp_path: Path, text: str, reason: str) -> None:
     _describe(tmp_path, MSD)

@@ -9,6 +9,7 @@ import torch
 from hilum_search import store as module
 from hilum_search.cases import Files, Part
 from hilum_search.data import Case, load_case, load_part
+from hilum_search.errors import DataError
 from hilum_search.recipe import Recipe
 from hilum_search.store import Store, pack, running, unpack
 from hilum_search.windows import Windows, prepare
@@ -53,6 +54,23 @@ def test_what_is_kept_on_disk_is_not_prepared_again(
     other = chosen.with_training()  # the same rules: the same cache
     list(Store(parts(files), other, tmp_path / "run"))
     assert sorted((tmp_path / "run" / "cache").iterdir()) == kept
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk", "no"])
+def test_our_own_sentences_come_through_monai(keep: str, recipe: Recipe, files: Files, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="outside the 20 planes"):
+        list(Store([Part(files, (15, 25))], recipe.with_training(keep=keep), tmp_path))
+
+
+def test_a_file_cut_short_by_a_kill_is_made_again(recipe: Recipe, files: Files, tmp_path: Path) -> None:
+    chosen = recipe.with_training(keep="disk")
+    before = list(Store(parts(files), chosen, tmp_path))
+    for number, path in enumerate(sorted((tmp_path / "cache").iterdir())):
+        path.write_bytes(path.read_bytes()[: number * 300])
+    again = list(Store(parts(files), chosen, tmp_path))
+    for one, other in zip(before, again, strict=True):
+        np.testing.assert_array_equal(one.case.image, other.case.image)
+    assert all(path.suffix == ".pt" for path in (tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize(("keep", "reads"), [("memory", 5), ("no", 15)])

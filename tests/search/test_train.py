@@ -248,6 +248,17 @@ def test_transfer_keeps_the_body_and_the_labels_of_the_same_name(
     assert not torch.allclose(new[1], old[1])
 
 
+def test_offsets_of_the_model_before_are_not_taken_for_weights(recipe: Recipe, case: Case, tmp_path: Path) -> None:
+    still = recipe.with_training(steps=1, learning_rate=1e-12, ema=0.0)
+    moved = still.with_training(logit_offsets=[0.0, -3.0, 2.0])
+    before = train(moved, Cases.of(moved, [case]), tmp_path / "before").network.head.bias
+    after = train(
+        still, Cases.of(still, [case]), tmp_path / "after", own=Own(start=tmp_path / "before")
+    ).network.head.bias
+    assert before is not None and after is not None
+    torch.testing.assert_close(after, before - torch.tensor([0.0, -3.0, 2.0]))
+
+
 def test_weights_of_another_network_are_refused(recipe: Recipe, case: Case, tmp_path: Path) -> None:
     short = recipe.with_training(steps=1)
     train(short, Cases.of(short, [case]), tmp_path / "before")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,44 @@ def test_all_folds_become_one_ensemble(recipe_text: str, three: Path, tmp_path: 
     assert not (out / "fold1" / "survey.json").exists()
     with pytest.raises(DataError, match="3"):
         run(*words, "--folds", "4")
+
+
+def test_several_processes_train_all_folds(recipe_text: str, three: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "folds.toml", tmp_path / "run"
+    recipe.write_text(without_cases(recipe_text))
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "hilum_client",
+    ]
+    words = ["train", "--recipe", str(recipe), "--data", str(three), "--steps", "2", "--out", str(out), "--folds", "3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *words], capture_output=True, text=True, env=environment, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("one ensemble") == 1
+    assert read_trained(out).manifest.folds == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--steps", "0"], "training.steps cannot be 0"),
+        (["--fold", "-1"], "split.fold cannot be -1"),
+        (["--device", "tpu"], "no device 'tpu'"),
+    ],
+)
+def test_figures_outside_their_bounds_are_one_sentence(
+    words: list[str], reason: str, arguments: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=reason) as caught:
+        run(*arguments, "--out", str(tmp_path / "run"), *words)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_a_recipe_one_is_planned_and_kept(three: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ SIZE, QUICK_SIZE = 96, 32
 SHAPE, QUICK_SHAPE = (160, 160, 150), (48, 48, 40)
 SPACING = 1.0
 BATCH, CASES, CLASSES, THREADS = 1, 2, 3, 2
-STEPS, QUICK_STEPS = 4, 2
+STEPS, QUICK_STEPS = 4, 3
 """Steps of each side; the first is a warm-up and does not count."""
 DATASET, CONFIGURATION = "Dataset001_Benchmark", "3d_fullres"
 
@@ -37,37 +39,75 @@ def prepare(context: Context) -> Measured:
     return {}
 
 
-def steps(context: Context) -> Measured:
-    """CPU seconds of a step: our trainer's, the bare network's, nnU-Net's, in turn within one process; medians."""
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is first loaded
-    import statistics
+def hilum(context: Context) -> Measured:
+    """CPU seconds of our trainer's step, as ``hilum train`` runs it: data, augmentation, loss, optimiser, progress."""
     import tempfile
 
-    import torch
-
     from hilum_search.gather import gather
+    from hilum_search.memory import keep_freed_memory
     from hilum_search.train import Progress, train
 
-    count = QUICK_STEPS if context.quick else STEPS
-    recipe = _recipe(context.quick, count)
-    torch.set_num_threads(THREADS)
-    bare, peer = _bare(recipe), _nnunet(context)
-    seconds: dict[str, list[float]] = {"hilum": [], "bare": [], "nnunet": []}
+    _passive()
+    keep_freed_memory()
+    recipe = _recipe(context.quick, _count(context))
+    marks = [time.process_time()]
     with tempfile.TemporaryDirectory() as out:
         cases = gather(recipe, context.folder / "raw" / DATASET, Path(out))
-        begun = time.process_time()
 
-        def between(progress: Progress) -> None:
-            nonlocal begun
-            seconds["hilum"].append(time.process_time() - begun)
-            for name, step in (("bare", bare), ("nnunet", peer)):
-                start = time.process_time()
-                step()
-                seconds[name].append(time.process_time() - start)
-            begun = time.process_time()
+        def mark(progress: Progress) -> None:
+            marks.append(time.process_time())
 
-        train(recipe, cases, Path(out), between)
-    return {f"{name}_s": statistics.median(found[1:]) for name, found in seconds.items()}
+        train(recipe, cases, Path(out), mark)
+    return _median([after - before for before, after in itertools.pairwise(marks)])
+
+
+def bare(context: Context) -> Measured:
+    """CPU seconds of forward and backward of the same network and window, nothing else."""
+    _passive()
+    import torch
+
+    torch.set_num_threads(THREADS)
+    size = QUICK_SIZE if context.quick else SIZE
+    network = _network(context.quick)
+    image = torch.rand(BATCH, 1, size, size, size)
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        network(image).sum().backward()
+
+    return _timed(step, _count(context))
+
+
+def nnunet(context: Context) -> Measured:
+    """CPU seconds of a step of nnU-Net's own trainer around the same network, its augmentation in this process too."""
+    _passive()
+    import torch
+
+    torch.set_num_threads(THREADS)
+    return _timed(_nnunet(context), _count(context))
+
+
+def _passive() -> None:
+    """Threads that wait use no CPU; read when torch is first loaded."""
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _count(context: Context) -> int:
+    return QUICK_STEPS if context.quick else STEPS
+
+
+def _timed(step: Callable[[], object], count: int) -> Measured:
+    seconds = []
+    for _ in range(count):
+        start = time.process_time()
+        step()
+        seconds.append(time.process_time() - start)
+    return _median(seconds)
+
+
+def _median(seconds: list[float]) -> Measured:
+    """Of all but the first: that one warms up."""
+    return {"s": statistics.median(seconds[1:])}
 
 
 def epoch(context: Context) -> Measured:
@@ -123,23 +163,8 @@ def _network(quick: bool) -> Network:
     return build(_architecture(quick), 1, CLASSES)
 
 
-def _bare(recipe: Recipe) -> Callable[[], None]:
-    """Forward and backward of the same network and window, nothing else."""
-    import torch
-
-    size = recipe.preprocessing.windows.size
-    network = _network(size[0] == QUICK_SIZE)
-    image = torch.rand(BATCH, 1, *size)
-
-    def step() -> None:
-        network.zero_grad(set_to_none=True)
-        network(image).sum().backward()
-
-    return step
-
-
 def _nnunet(context: Context) -> Callable[[], None]:
-    """A training step of nnU-Net's own trainer around the same network, its augmentation in this process too."""
+    """nnU-Net's trainer, ready to make a step."""
     import json
 
     import torch
@@ -268,21 +293,18 @@ smooth = 0.2
 
 
 def _step_figures(rounds: Rounds) -> list[Figure]:
-    measured = "steps"
-    ours, bare, peer = (Metric(measured, f"{name}_s") for name in ("hilum", "bare", "nnunet"))
-    overhead = _ratio(rounds, "whole step against bare forward and backward: CPU", ours, bare, 1.10)
-    return overhead + _ratio(rounds, "whole step against nnU-Net's trainer: CPU", ours, peer, 0.9)
+    overhead = _ratio(rounds, "whole step against bare forward and backward: CPU", "bare", 1.10)
+    return overhead + _ratio(rounds, "whole step against nnU-Net's trainer: CPU", "nnunet", 0.9)
 
 
-def _ratio(rounds: Rounds, what: str, ours: Metric, other: Metric, reach: float) -> list[Figure]:
+def _ratio(rounds: Rounds, what: str, other: str, reach: float) -> list[Figure]:
     """Ours as a share of the other's, round by round; at most ``reach``."""
-    import statistics
-
-    mine, theirs = ours.values(rounds), other.values(rounds)
-    if not mine:
+    mine, theirs = Metric("hilum", "s").values(rounds), Metric(other, "s").values(rounds)
+    if not mine or not theirs:
         return []
-    each = [a / b for a, b in zip(mine, theirs, strict=True)]
-    return [Figure(what, None, statistics.median(each), min(each), max(each), reach, "x", "less")]
+    each = [a / b for a, b in zip(mine, theirs, strict=False)]
+    value = statistics.median(mine) / statistics.median(theirs)
+    return [Figure(what, None, value, min(each), max(each), reach, "x", "less")]
 
 
 def _epoch_figures(rounds: Rounds) -> list[Figure]:
@@ -295,13 +317,13 @@ def _epoch_figures(rounds: Rounds) -> list[Figure]:
 STEP = Row(
     "training-step",
     "One training step of C2FNAS-Panc at 96x96x96, batch 1, 2 threads, f32",
-    {"steps": Contender(f"{HERE}:steps")},
+    {name: Contender(f"{HERE}:{name}") for name in ("hilum", "bare", "nnunet")},
     _step_figures,
     prepare=f"{HERE}:prepare",
     packages=("hilum_search", "hilum_inference", HERE),
-    note="Data, augmentation, loss, optimiser, averaged weights and progress are inside on both trainers' sides; they "
-    "and the bare network take turns in one process. nnU-Net's trainer without deep supervision, its augmentation in "
-    "the same process, so that its CPU time counts as ours does.",
+    note="Ours is a step of hilum train: data, augmentation, loss, optimiser, averaged weights, progress, checkpoint, "
+    "memory kept between steps. nnU-Net's trainer runs without deep supervision, its augmentation in the same process, "
+    "so that its CPU time counts as ours does. A process each, in turn; the first step warms up.",
 )
 EPOCH = Row(
     "training-epoch",
