@@ -136,12 +136,10 @@ def _all_folds(order: Order, folds: int) -> None:
 
 def _one(order: Order, surveys: Path | None = None) -> None:
     from hilum_search.gather import gather
-    from hilum_search.memory import keep_freed_memory
     from hilum_search.team import rank
     from hilum_search.train import Own
     from hilum_search.train import train as run
 
-    keep_freed_memory()
     device, quiet = _device(order.device), rank() > 0
     with _bar("reading the cases", quiet) as show:
         cases = gather(order.recipe, order.data, order.out, show, surveys)

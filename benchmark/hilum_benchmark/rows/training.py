@@ -44,11 +44,9 @@ def hilum(context: Context) -> Measured:
     import tempfile
 
     from hilum_search.gather import gather
-    from hilum_search.memory import keep_freed_memory
     from hilum_search.train import Progress, train
 
     _passive()
-    keep_freed_memory()
     recipe = _recipe(context.quick, _count(context))
     marks = [time.process_time()]
     with tempfile.TemporaryDirectory() as out:
@@ -321,9 +319,9 @@ STEP = Row(
     _step_figures,
     prepare=f"{HERE}:prepare",
     packages=("hilum_search", "hilum_inference", HERE),
-    note="Ours is a step of hilum train: data, augmentation, loss, optimiser, averaged weights, progress, checkpoint, "
-    "memory kept between steps. nnU-Net's trainer runs without deep supervision, its augmentation in the same process, "
-    "so that its CPU time counts as ours does. A process each, in turn; the first step warms up.",
+    note="Ours is a step of hilum train: data, augmentation, loss, optimiser, averaged weights, progress. nnU-Net's "
+    "trainer runs without deep supervision, its augmentation in the same process, so that its CPU time counts as ours "
+    "does. A process each, in turn; the first step warms up.",
 )
 EPOCH = Row(
     "training-epoch",
