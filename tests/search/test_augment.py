@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from hilum_search.augment import Augmenter, Slab
+from hilum_search.augment import Augmenter, Sides, Slab
 from hilum_search.data import Case
 from hilum_search.recipe import Augmentation, Enhancement, Recipe
 
@@ -86,3 +87,34 @@ def test_enhancement_raises_the_named_organ_only(case: Case) -> None:
     rise = raised.image[0] - plain.image[0]
     assert 5 < float(rise[plain.classes == 1].median()) <= 150
     assert float(rise[plain.classes == 2].abs().max()) == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flip_mirrors_image_and_classes_about_half_the_time(case: Case, axis: int) -> None:
+    plain = Augmenter(Augmentation(), SIZE, TABLE).draw(slab_of(case), CENTRE, chance())
+    mirrored = 0
+    for seed in range(40):
+        sample = Augmenter(Augmentation(flips=(axis,)), SIZE, TABLE).draw(slab_of(case), CENTRE, chance(seed))
+        flipped = not torch.equal(sample.classes, plain.classes)
+        mirrored += flipped
+        image = sample.image.flip(axis + 1) if flipped else sample.image
+        classes = sample.classes.flip(axis) if flipped else sample.classes
+        torch.testing.assert_close(image, plain.image)
+        assert torch.equal(classes, plain.classes)
+    assert 10 <= mirrored <= 30
+
+
+def test_sided_labels_change_places_with_left_and_right_only(case: Case) -> None:
+    sides = Sides(0, torch.tensor([0, 2, 1]))
+    plain = Augmenter(Augmentation(), SIZE, TABLE).draw(slab_of(case), CENTRE, chance()).classes
+    for axis, swaps in ((0, True), (1, False)):
+        seen = set()
+        for seed in range(20):
+            rules = Augmentation(flips=(axis,))
+            classes = Augmenter(rules, SIZE, TABLE, sides).draw(slab_of(case), CENTRE, chance(seed)).classes
+            if torch.equal(classes, plain):
+                continue
+            back = classes.flip(axis)
+            assert torch.equal(sides.swapped[back] if swaps else back, plain)
+            seen.add(seed)
+        assert seen

@@ -50,6 +50,8 @@ def test_origins_name_part_planes_and_files(recipe: Recipe, folder: Path, tmp_pa
 def test_a_slab_at_the_end_may_be_held_back_and_one_beyond_it_not(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
     cases = gather(recipe.with_split(validation_planes=[(14, 20)]), folder, tmp_path / "run")
     assert [(origin.part, origin.planes) for origin in cases.origins] == [("train", (0, 10)), ("validation", (14, 20))]
+    cases = gather(recipe.with_split(validation_planes=[(10, 16)]), folder, tmp_path / "run")
+    assert [origin.planes for origin in cases.origins] == [(0, 6), (10, 16)]  # the gap reaches just to the end
     with pytest.raises(DataError, match="15:25 lies outside the 20 planes of phantom"):
         gather(recipe.with_split(validation_planes=[(15, 25)]), folder, tmp_path / "run")
     with pytest.raises(DataError, match="no plane to train on"):
