@@ -72,12 +72,15 @@ def plot(folder: Path) -> None:
     rows = read(folder)
     drawing, losses = plt.subplots(figsize=(9, 4.5), layout="constrained")
     steps = [int(row["step"]) for row in rows if row["loss"]]
-    losses.plot(steps, [float(row["loss"]) for row in rows if row["loss"]], color="#444c5c", linewidth=1.5)
+    losses.plot(
+        steps, [float(row["loss"]) for row in rows if row["loss"]], color="#444c5c", linewidth=1.5, label="loss"
+    )
     losses.set(xlabel="step", ylabel="loss (running mean)", title=folder.name)
     losses.set_ylim(bottom=0)
     labels = [name for name in (rows[0] if rows else {}) if name not in ("step", "loss", "rate", "cpu_seconds")]
     if any(row[name] for row in rows for name in labels):
         _scores(losses.twinx(), rows, labels)
+    drawing.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     drawing.savefig(folder / PICTURE, dpi=120)
     plt.close(drawing)
 
@@ -90,7 +93,6 @@ def _scores(axes: Axes, rows: Sequence[Mapping[str, str]], labels: Sequence[str]
             axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=label)
     axes.set(ylabel="Dice of what is held back")
     axes.set_ylim(0, 1)
-    axes.legend(loc="lower center", ncols=min(len(labels), 4), fontsize=8, frameon=False)
 
 
 def _board(folder: Path, step: int) -> Any:

@@ -20,6 +20,9 @@ GAP = 4
 MANY_CLASSES = 16
 """From this many classes on, labels travel back instead of logits: each class is a volume to resample."""
 
+SCORE_AFTER = 250
+"""Steps from one scoring of what is held back to the next, at least."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -264,7 +267,8 @@ def _training(choices: Choices, wishes: Wishes) -> Iterator[str]:
     yield f"class_weights = {toml((1.0,) * (len(choices.labels) + 1))}"
     yield f"# All prepared cases together take some {choices.prepared_gib:.2g} GiB."
     yield f"keep = {toml('memory' if choices.prepared_gib <= wishes.memory_gib else 'disk')}"
-    yield f"validate_every = {max(1, wishes.steps // 20)}"
+    yield "# Scoring whole cases takes as long as many steps do."
+    yield f"validate_every = {min(wishes.steps, max(SCORE_AFTER, wishes.steps // 20))}"
 
 
 def _split(choices: Choices, wishes: Wishes) -> Iterator[str]:

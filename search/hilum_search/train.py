@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hilum_search import checkpoint, record
 from hilum_search.card import card, write_card
+from hilum_search.convolution import quick_convolutions
 from hilum_search.curve import Curve
 from hilum_search.errors import RecipeError, TrainingError
 from hilum_search.losses import Loss, deep, make_loss
@@ -150,7 +151,11 @@ class _Run:
         begun, saved, cpu = time.monotonic(), time.monotonic(), time.process_time() - self.done.cpu_seconds
         mean, last = math.nan, self.done.ended
         steps = range(first, 0 if last else t.steps)
-        with running(self.cases.train), _Ahead(self._batch, steps, t.workers) as batches:
+        with (
+            running(self.cases.train),
+            quick_convolutions(self.model),
+            _Ahead(self._batch, steps, t.workers) as batches,
+        ):
             for batch in batches:
                 step = self.done.step
                 value = self._step(step, batch)
@@ -161,7 +166,9 @@ class _Run:
                 self.done = replace(self.done, ended=last)
                 if self.team.first:
                     if last or scores or (step + 1) % CURVE_EVERY == 0:
-                        curve.add(step + 1, {"loss": mean, "rate": learning_rate(t, step), **self._row(), **scores})
+                        spent = self.done.cpu_seconds
+                        row = {"loss": mean, "rate": learning_rate(t, step), "cpu_seconds": spent, **scores}
+                        curve.add(step + 1, row)
                     if report is not None:
                         pace = (time.monotonic() - begun) / (step + 1 - first)
                         best = self.done.best if self.done.best > -math.inf else None
@@ -184,11 +191,14 @@ class _Run:
 
     def finished(self) -> Network:
         """A copy of the averaged network with the recipe's offsets in its last layer."""
-        t = self.recipe.training
-        network = copy.deepcopy(self.best if t.patience and self.done.best > -math.inf else self.average)
-        if t.logit_offsets and network.head.bias is not None:
-            network.head.bias += torch.tensor(t.logit_offsets, device=network.head.bias.device)
-        return network
+        best = self.recipe.training.patience and self.done.best > -math.inf
+        return self._with_offsets(self.best if best else self.average)
+
+    def _with_offsets(self, network: Network) -> Network:
+        offsets, copied = self.recipe.training.logit_offsets, copy.deepcopy(network)
+        if offsets and copied.head.bias is not None:
+            copied.head.bias += torch.tensor(offsets, device=copied.head.bias.device)
+        return copied
 
     def _outcome(self) -> Outcome:
         scores = self.scores or Scores({}, {})  # of the weights that are kept, unless an earlier process took them
@@ -204,9 +214,7 @@ class _Run:
         due = step == t.steps or step % t.validate_every == 0
         if not (due and self.team.first and len(self.cases.validation)):
             return {}
-        offset = copy.deepcopy(self.average)
-        if t.logit_offsets and offset.head.bias is not None:
-            offset.head.bias += torch.tensor(t.logit_offsets, device=offset.head.bias.device)
+        offset = self._with_offsets(self.average)
         held = [each.case for each in self.cases.validation] if self.recipe.augmentation.enhancement else None
         cases = held or (each.case for each in self.cases.validation)
         found = validate(offset, self.recipe, cases, self.team.device)
@@ -233,9 +241,6 @@ class _Run:
         names = [label.name for label in self.recipe.labels]
         more = [f"{name} enhanced" for name in names] if self.recipe.augmentation.enhancement else []
         return [*names, *more]
-
-    def _row(self) -> dict[str, float]:
-        return {"cpu_seconds": self.done.cpu_seconds}
 
     def _step(self, step: int, batch: Batch) -> float:
         """One optimiser step; the loss."""

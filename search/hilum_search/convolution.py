@@ -1,0 +1,160 @@
+"""Convolutions that train faster on a CPU and in less memory: the same sums, taken in another order.
+
+torch hands a convolution to oneDNN whole. Where a volume is larger than the cache that is slow, most of all for the
+gradient of the weights; and the ReLU before a convolution is a volume of its own, written, kept for the way back and
+read again. Here a volume goes through in slabs of planes, and the ReLU is taken of a slab while it is at hand. Weights,
+names, shapes and, but for rounding, values are those of ``nn.ReLU`` and ``nn.Conv3d``; figures stand in
+``docs/train.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SLAB_BYTES = 8 * 2**20
+"""Of a slab, on the side with more channels."""
+SMALLEST = 20480
+"""With as many values of N x C x D x H or fewer, torch does not hand a convolution to oneDNN: far slower."""
+ONE = (1, 1, 1)
+
+
+@contextmanager
+def quick_convolutions(model: nn.Module) -> Iterator[None]:
+    """While open, the model's plain convolutions compute in slabs where they are differentiated on a CPU.
+
+    Plain: stride 1, no dilation, no groups, zeros around, size kept. A ReLU goes along where it is used once, directly
+    before such a convolution in a ``nn.Sequential``. The model is not to be copied meanwhile.
+    """
+    before: list[tuple[nn.Module, type[nn.Module]]] = []
+
+    def change(module: nn.Module, to: type[nn.Module]) -> None:
+        before.append((module, type(module)))
+        module.__class__ = to
+
+    for relu, convolution in _pairs(model):
+        change(relu, _TakenLater)
+        change(convolution, _QuickAfterReLU)
+    for module in model.modules():
+        if _plain(module):
+            change(module, _Quick)
+    try:
+        yield
+    finally:
+        for module, kind in before:
+            module.__class__ = kind
+
+
+class _Quick(nn.Conv3d):
+    relu = False
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        whole = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or x.ndim != 5
+        if whole or not torch.is_grad_enabled():
+            plain: Tensor = super()._conv_forward(F.relu(x) if self.relu else x, weight, bias)
+            return plain
+        found: Tensor = _InSlabs.apply(x, weight, bias, self.relu)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _QuickAfterReLU(_Quick):
+    relu = True
+
+
+class _TakenLater(nn.ReLU):
+    """Stands where a ReLU was that the next convolution takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    uses = [id(module) for _, module in model.named_modules(remove_duplicate=False)]
+    rows = [list(module) for module in model.modules() if type(module) is nn.Sequential]
+    found = [pair for row in rows for pair in pairwise(row)]
+    return [(a, b) for a, b in found if type(a) is nn.ReLU and _alone(a, uses) and _alone(b, uses) and _plain(b)]
+
+
+def _alone(module: nn.Module, uses: list[int]) -> bool:
+    """Whether nobody else calls the module or listens to it."""
+    return uses.count(id(module)) == 1 and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _plain(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv3d:
+        return False
+    odd = all(side % 2 for side in module.kernel_size)
+    same = module.padding == tuple(side // 2 for side in module.kernel_size)
+    steps = module.stride == ONE and module.dilation == ONE
+    return odd and same and steps and module.groups == 1 and module.padding_mode == "zeros"
+
+
+class _InSlabs(torch.autograd.Function):
+    """ReLU where wanted, convolution, and their gradients: of x (N, C, D, H, W) and a weight of odd sides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.relu = relu
+        found = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
+        slabs = _Slabs.of(x, weight)
+        for start, stop in slabs.bounds:
+            found[:, :, start:stop] = F.conv3d(slabs.take(x, start, stop, relu), weight, bias, padding=slabs.padding)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        gradient, slabs = gradients[0].contiguous(), _Slabs.of(x, weight)
+        wanted, _, wanted_bias, _ = ctx.needs_input_grad
+        turned = weight.flip(2, 3, 4).transpose(0, 1).contiguous()
+        of_x, of_weight = torch.empty_like(x) if wanted else None, torch.zeros_like(weight)
+        for start, stop in slabs.bounds:
+            taken, here = slabs.take(x, start, stop, ctx.relu), gradient[:, :, start:stop].contiguous()
+            of_weight += _of_weight(taken, weight, here, slabs.padding)
+            if of_x is not None:
+                # The way back through a convolution that keeps the size is one with the kernel turned around.
+                back = F.conv3d(slabs.take(gradient, start, stop), turned, padding=slabs.padding)
+                of_x[:, :, start:stop] = back.mul_(x[:, :, start:stop] > 0) if ctx.relu else back
+        return of_x, of_weight, gradient.sum((0, 2, 3, 4)) if wanted_bias else None, None
+
+
+@dataclass(frozen=True)
+class _Slabs:
+    """How a volume is cut along its first axis: bounds, planes to take along on each side, and what is left to pad."""
+
+    bounds: list[tuple[int, int]]
+    margin: int
+    padding: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor) -> _Slabs:
+        batch, _, depth, height, width = x.shape
+        fewer, more = sorted(weight.shape[:2])
+        planes = max(SLAB_BYTES // (4 * batch * more * height * width), SMALLEST // (batch * fewer * height) + 1)
+        count = max(1, depth // planes)
+        around = tuple(side // 2 for side in weight.shape[2:])
+        bounds = [(i * depth // count, (i + 1) * depth // count) for i in range(count)]
+        return cls(bounds, 0, around) if count == 1 else cls(bounds, around[0], (0, *around[1:]))
+
+    def take(self, x: Tensor, start: int, stop: int, relu: bool = False) -> Tensor:
+        """Planes with the margin around them, zeros beyond the ends."""
+        first, last, depth = start - self.margin, stop + self.margin, x.shape[2]
+        part = x[:, :, max(first, 0) : min(last, depth)]
+        taken = F.relu(part) if relu else part
+        beyond = max(-first, 0), max(last - depth, 0)
+        return F.pad(taken, (0, 0, 0, 0, *beyond)) if any(beyond) else taken
+
+
+def _of_weight(x: Tensor, weight: Tensor, gradient: Tensor, padding: tuple[int, ...]) -> Tensor:
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, ONE, padding, ONE, False, (0, 0, 0), 1, (False, True, False)
+    )[1]
+    return found
