@@ -16,7 +16,6 @@ from hilum_search.sources import find_dataset
 from hilum_search.splits import split_cases
 from hilum_search.store import Store
 from hilum_search.survey import CaseFacts, Survey, parse_survey, survey, to_json
-from hilum_search.windows import Prepared
 
 SURVEY, PLANNED = "survey.json", "recipe.survey.json"
 
@@ -47,12 +46,11 @@ def gather(
         split = _within(split, recipe)
     _check_channels(recipe, found)
     _check_labels(recipe, split, found)
-    validation: Sequence[Prepared] = ()
-    if split.validation:
-        # What is scored must be the same each time: no smart cache.
-        steady = recipe.with_training(keep="disk") if recipe.training.keep == "smart" else recipe
-        validation = Store(split.validation, steady, out)
-    return Cases(Store(split.train, recipe, out), validation, tuple(_origins(split, found)))
+    # What is scored must be the same each time: no smart cache.
+    steady = recipe.with_training(keep="disk") if recipe.training.keep == "smart" else recipe
+    validation = Store(split.validation, steady, out) if split.validation else ()
+    test = Store(split.test, recipe.with_training(keep="no"), out) if split.test else ()
+    return Cases(Store(split.train, recipe, out), validation, tuple(_origins(split, found)), test)
 
 
 def _within(split: Split, recipe: Recipe) -> Split:

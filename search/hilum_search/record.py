@@ -53,18 +53,23 @@ class Cases:
         train: at least one.
         validation: never learnt from.
         origins: of these, and of what is kept for the end.
+        test: what is kept for the end; prepared only if somebody asks.
     """
 
     train: Sequence[Prepared]
     validation: Sequence[Prepared] = ()
     origins: Sequence[Origin] = ()
+    test: Sequence[Prepared] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe, train: Sequence[Case], validation: Sequence[Case] = ()) -> Cases:
+    def of(
+        cls, recipe: Recipe, train: Sequence[Case], validation: Sequence[Case] = (), test: Sequence[Case] = ()
+    ) -> Cases:
         """Cases that lie in memory already, on the model's grid."""
-        named = (("train", train), ("validation", validation))
+        named = (("train", train), ("validation", validation), ("test", test))
         origins = tuple(Origin(case.name, part) for part, cases in named for case in cases)
-        return cls([prepare(c, recipe) for c in train], [prepare(c, recipe) for c in validation], origins)
+        one, two, three = ([prepare(case, recipe) for case in cases] for _, cases in named)
+        return cls(one, two, origins, three)
 
     def digest(self) -> str:
         """SHA-256 of what is learnt from: of the files where they are known, else of the voxels."""

@@ -157,7 +157,7 @@ def test_offsets_move_the_finished_logits_only(recipe: Recipe, case: Case, tmp_p
 def test_the_cost_counts_every_stretch(recipe: Recipe, case: Case, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         train(recipe, Cases.of(recipe, [case]), tmp_path, stop_after(11))  # last checkpoint: step 10
-    before = json.loads(_metadata(tmp_path)["run"])["cpu_seconds"]
+    before = json.loads(_metadata(tmp_path)["notes"])["run"]["cpu_seconds"]
     whole = train(recipe, Cases.of(recipe, [case]), tmp_path).training["cpu_seconds"]
     assert whole > before > 0.05
 
