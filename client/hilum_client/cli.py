@@ -36,7 +36,7 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
         "key": Verb("hilum_server.cli:key_app", "serve", "Make keys for programs"),
     },
     "Make a model": {
-        "search": Verb("hilum_search.search_cli:search_app", "search", "Show the spaces of networks"),
+        "search": Verb("hilum_search.search_cli:search_app", "search", "Search networks: V-NAS, C2FNAS, their spaces"),
         "plan": Verb("hilum_search.plan_cli:plan_app", "search", "Check labelled volumes and plan a recipe for them"),
         "train": Verb("hilum_search.train_cli:train_app", "search", "Train a network on labelled volumes"),
         "evaluate": Verb("hilum_search.evaluate_cli:evaluate_app", "search", "Score a model on labelled volumes"),

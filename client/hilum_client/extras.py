@@ -15,6 +15,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "search": ("torch", "monai", "nibabel"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "benchmark": ("SimpleITK", "matplotlib"),
+    "cluster": ("ray",),
 }
 """Modules by which an extra is known to be installed."""
 

@@ -113,12 +113,14 @@ class _InSlabs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         gradient, slabs = gradients[0].contiguous(), _Slabs.of(x, weight)
-        wanted, _, wanted_bias, _ = ctx.needs_input_grad
+        wanted, wanted_weight, wanted_bias, _ = ctx.needs_input_grad
         turned = weight.flip(2, 3, 4).transpose(0, 1).contiguous()
-        of_x, of_weight = torch.empty_like(x) if wanted else None, torch.zeros_like(weight)
+        of_x = torch.empty_like(x) if wanted else None
+        of_weight = torch.zeros_like(weight) if wanted_weight else None
         for start, stop in slabs.bounds:
-            taken, here = slabs.take(x, start, stop, ctx.relu), gradient[:, :, start:stop].contiguous()
-            of_weight += _of_weight(taken, weight, here, slabs.padding)
+            if of_weight is not None:
+                taken, here = slabs.take(x, start, stop, ctx.relu), gradient[:, :, start:stop].contiguous()
+                of_weight += _of_weight(taken, weight, here, slabs.padding)
             if of_x is not None:
                 # The way back through a convolution that keeps the size is one with the kernel turned around.
                 back = F.conv3d(slabs.take(gradient, start, stop), turned, padding=slabs.padding)

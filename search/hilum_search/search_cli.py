@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hilum_search import searches_cli
+from hilum_search.searches_cli import Operators
+
 if TYPE_CHECKING:
     from hilum_search.spaces import Space
 
@@ -22,16 +25,13 @@ class Family(Enum):
     C2FNAS = "c2fnas"
 
 
-class Operators(Enum):
-    """Operator sets of C2FNAS."""
-
-    PAPER = "paper"
-    TALK = "talk"
-
-
 @search_app.callback()
 def search() -> None:
-    """Search spaces of 3D segmentation networks."""
+    """Search 3D segmentation networks: V-NAS, C2FNAS, their spaces."""
+
+
+for _verb in (searches_cli.vnas, searches_cli.c2fnas, searches_cli.status, searches_cli.pick):
+    search_app.command()(_verb)
 
 
 @search_app.command("space")

@@ -26,6 +26,7 @@ from hilum_search.optimise import learning_rate, make_optimiser
 from hilum_search.own_architecture import OwnNetwork
 from hilum_search.recipe import Recipe
 from hilum_search.record import Cases, Outcome
+from hilum_search.settled import settled
 from hilum_search.start import start_from
 from hilum_search.store import running
 from hilum_search.supervision import Supervised
@@ -93,23 +94,16 @@ def train(recipe: Recipe, cases: Cases, out: Path, report: Report | None = None,
     """
     mine = own or Own()
     out.mkdir(parents=True, exist_ok=True)
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(recipe.training.threads)
-    torch.use_deterministic_algorithms(recipe.training.deterministic)
-    try:
-        with join(mine.device) as team:
-            run = _Run(recipe, cases, out, mine, team)
-            if run.done.ended and (out / WEIGHTS).is_file():
-                return read_trained(out, run.network)
-            outcome = run.go(report)
-            trained = run.trained(outcome)
-            if team.first:
-                write_card(out, card(trained.manifest, trained.training))
-                write_trained(out, trained)  # its weights last: a folder with weights is complete
-            team.wait()
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+    with settled(recipe.training), join(mine.device) as team:
+        run = _Run(recipe, cases, out, mine, team)
+        if run.done.ended and (out / WEIGHTS).is_file():
+            return read_trained(out, run.network)
+        outcome = run.go(report)
+        trained = run.trained(outcome)
+        if team.first:
+            write_card(out, card(trained.manifest, trained.training))
+            write_trained(out, trained)  # its weights last: a folder with weights is complete
+        team.wait()
     return trained
 
 

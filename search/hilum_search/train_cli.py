@@ -82,7 +82,7 @@ def train(
         raise typer.BadParameter("name the folder of the run with --out.", param_hint="--out")
     folder = out or Path()
     changes = {"seed": seed, "steps": steps, "threads": threads}
-    chosen = _recipe(recipe, arch, data, folder, dry_run)
+    chosen = read_or_plan(recipe, arch, data, folder, dry_run)
     chosen = chosen.with_training(**{name: value for name, value in changes.items() if value is not None})
     split: dict[str, Any] = {"fold": fold, "folds": folds}
     if held_back is not None:
@@ -97,7 +97,7 @@ def train(
         _one(order)
 
 
-def _recipe(name: str | None, arch: str | None, data: Path, out: Path, dry_run: bool) -> Recipe:
+def read_or_plan(name: str | None, arch: str | None, data: Path, out: Path, dry_run: bool) -> Recipe:
     """The recipe by name, or the run's own, planned where there is none yet."""
     from hilum_search.named import read_architecture
     from hilum_search.recipe import read_recipe

@@ -77,7 +77,7 @@ rise = 20.0
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe_text() -> str:
     return RECIPE
 

@@ -56,6 +56,18 @@ def test_values_and_gradients_are_those_of_the_whole_volume(
     assert_same(nn.Sequential(nn.ReLU(), layer), image)
 
 
+@pytest.mark.usefixtures("thin_slabs")
+def test_weights_that_are_held_still_get_no_gradient() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Conv3d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv3d(3, 1, 3, padding=1))
+    model[3].requires_grad_(False)
+    _, wanted = gradients(model, torch.ones(1, 2, 9, 8, 8))
+    with quick_convolutions(model):
+        _, found = gradients(model, torch.ones(1, 2, 9, 8, 8))
+    assert len(found) == 3
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("thin", [False, True])
 def test_networks_learn_the_same(thin: bool, request: pytest.FixtureRequest) -> None:
     if thin:

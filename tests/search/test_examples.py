@@ -1,4 +1,4 @@
-"""The examples of docs/train.md run as they are."""
+"""The examples of docs/train.md and docs/search.md run as they are."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ def test_own_network_loss_and_transform_end_in_a_model(recipe_text: str, files: 
     model = Repository([tmp_path / "run" / "models"]).model()
     assert model.name == "phantom"
     assert model.manifest.head is not None
+
+
+def test_a_search_with_an_evaluator_of_ones_own() -> None:
+    run("own_search.py")
 
 
 @pytest.mark.sample

@@ -58,9 +58,9 @@ def text_of(name: str) -> str:
     return (ROOT / "search" / "recipes" / f"{name}.toml").read_text()
 
 
-def test_there_are_thirteen_besides_the_demo() -> None:
+def test_there_are_thirteen_besides_the_demos() -> None:
     found = {path.stem for path in (ROOT / "search" / "recipes").glob("*.toml")}
-    assert found == {"demo", *TASKS}
+    assert found == {"demo", "demo_search", *TASKS}
     assert len(TASKS) == 13
 
 

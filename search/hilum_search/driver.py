@@ -1,0 +1,241 @@
+"""What every search is driven by: a ledger, a place where children run, and a note of where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hilum_client.cluster import Cluster, open_cluster
+from hilum_search.architecture import Architecture, to_json
+from hilum_search.children import Child, Evaluator, Result, Work, in_ledger, on_cluster
+from hilum_search.errors import DataError
+from hilum_search.gpus import OPERATIONS, PASSES
+from hilum_search.ledger import Ledger
+from hilum_search.progress import Report, Stage
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+LEDGER, STATUS, REPORT, ARCHITECTURE = "ledger.sqlite", "status.json", "report.json", "architecture.json"
+TOLD_EVERY = 1.0
+"""Seconds between two notes of where a search stands."""
+
+
+class Driver:
+    """The one process of a search that decides and writes.
+
+    Args:
+        work: what the search is about.
+        ledger: open to be written.
+        cluster: runs children.
+        report: told of every stage.
+    """
+
+    def __init__(self, work: Work, ledger: Ledger, cluster: Cluster, report: Report | None) -> None:
+        self.work, self.ledger, self.cluster = work, ledger, cluster
+        self._report = report
+        self._told = -TOLD_EVERY
+        self._begun: dict[str, tuple[float, int]] = {}
+
+    def tell(self, stage: Stage) -> None:
+        """Note where the search stands, for whoever looks from outside, and report it."""
+        timed = self._timed(stage)
+        if self._report is not None:
+            self._report(timed)
+        now = time.monotonic()
+        if now - self._told >= TOLD_EVERY or timed.done == timed.total:
+            self._told = now
+            note = dataclasses.asdict(timed) | {"pid": os.getpid(), "time": time.time()}
+            write_json(self.work.out / STATUS, note)
+
+    def evaluator(self, stage: str, total: int = 0) -> Evaluator:
+        """Trains children of a stage; where it has a ``total``, every child is told of."""
+        told = {"done": 0}
+        best: list[float] = []
+
+        def done(_: Child, result: Result) -> None:
+            told["done"] += 1
+            best.append(result.mean)
+            if total:
+                known = [value for value in best if not math.isnan(value)]
+                self.tell(Stage(stage, told["done"], total, max(known, default=None)))
+
+        return in_ledger(self.ledger, self.cluster, self.work, stage, done)
+
+    def map(self, function: Callable[[J], R], jobs: Sequence[J]) -> Iterator[R]:
+        """Jobs that are no children, done where children are trained; results in the order asked."""
+        return on_cluster(self.cluster, self.work, function, jobs)
+
+    def finish(self, architecture: Architecture, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Write what the search came to, with the cost of every stage; what is written."""
+        totals = self.ledger.totals()
+        hours = {stage: {"cpu_hours": spent.cpu, "gpu_hours": spent.gpu} for stage, spent in totals.items()}
+        report = dict(found) | {"cost": hours}
+        write_json(self.work.out / REPORT, report)
+        (self.work.out / ARCHITECTURE).write_text(to_json(architecture))
+        return report
+
+    def _timed(self, stage: Stage) -> Stage:
+        """With the seconds left, by the pace since the stage began in this process."""
+        began, first = self._begun.setdefault(stage.name, (time.monotonic(), stage.done))
+        if stage.seconds_left is not None or stage.done <= first:
+            return stage
+        pace = (time.monotonic() - began) / (stage.done - first)
+        return dataclasses.replace(stage, seconds_left=pace * (stage.total - stage.done))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where children run: processes of this machine, or a Ray cluster by its address."""
+
+    workers: int = 1
+    cluster: str | None = None
+
+
+@contextmanager
+def driving(work: Work, plan: object, place: Place, report: Report | None = None) -> Iterator[Driver]:
+    """A driver with its ledger and cluster open.
+
+    Args:
+        work: what the search is about.
+        plan: the search's settings, a dataclass; with the recipe it decides which ledger is whose.
+        place: where children run.
+        report: told of every stage.
+
+    Raises:
+        DataError: the folder holds another search, or another driver works there.
+        ClusterError: no cluster at that address.
+    """
+    with (
+        open_cluster(place.cluster, place.workers) as cluster,
+        Ledger(work.out / LEDGER, settings_digest(work, plan)) as ledger,
+    ):
+        yield Driver(work, ledger, cluster, report)
+
+
+def settings_digest(work: Work, plan: Any) -> str:
+    """SHA-256 of what decides a search but its cases, which every child checks by itself."""
+    parts = [type(plan).__name__, dataclasses.asdict(plan), work.recipe.file.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A search seen from outside.
+
+    Attributes:
+        stage: the last one that was noted; None before the first.
+        running: whether the process that noted it is alive.
+        entries: in the ledger, by stage.
+        cpu_hours: by stage.
+        best: entry of the best mean Dice by stage: key and Dice.
+        finished: whether the report is written.
+    """
+
+    stage: Stage | None
+    running: bool
+    entries: Mapping[str, int]
+    cpu_hours: Mapping[str, float]
+    best: Mapping[str, float]
+    finished: bool
+
+
+def standing(out: Path) -> Standing:
+    """Where the search in a folder stands, running or dead.
+
+    Raises:
+        DataError: no search there.
+    """
+    if not (out / LEDGER).is_file():
+        raise DataError(f"There is no search in {out}; give the --out of hilum search vnas or c2fnas.")
+    with Ledger.read(out / LEDGER) as ledger:
+        entries, totals = ledger.entries(), ledger.totals()
+    note = json.loads((out / STATUS).read_text()) if (out / STATUS).is_file() else None
+    stages = list(totals)
+    counts = {stage: sum(entry.stage == stage for entry in entries) for stage in stages}
+    scores = {stage: [_mean(entry.metrics) for entry in entries if entry.stage == stage] for stage in stages}
+    best = {stage: max(found) for stage, values in scores.items() if (found := [v for v in values if v is not None])}
+    return Standing(
+        None if note is None else Stage(*(note[each.name] for each in dataclasses.fields(Stage))),
+        note is not None and alive(note["pid"]),
+        counts,
+        {stage: spent.cpu for stage, spent in totals.items()},
+        best,
+        (out / REPORT).is_file(),
+    )
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that id runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _mean(metrics: Mapping[str, Any]) -> float | None:
+    value = metrics.get("mean")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def finals(networks: Sequence[Architecture], steps: int, seed: int) -> list[Child]:
+    """Chosen networks, each to be trained on train and validation together and scored on the test."""
+    return [Child(network, steps, seed, final=True) for network in networks]
+
+
+def fields(architecture: Architecture) -> dict[str, Any]:
+    """The architecture as JSON has it, family included."""
+    found: dict[str, Any] = json.loads(to_json(architecture))
+    return found
+
+
+def outcome(child: Child, result: Result) -> dict[str, Any]:
+    """A child in a report."""
+    return {
+        "key": child.key,
+        "architecture": fields(child.architecture),
+        "dice": dict(result.dice),
+        "mean": result.mean,
+        "cpu_seconds": result.cpu_seconds,
+    }
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a stage will take, before anything is trained.
+
+    Attributes:
+        name: of the stage.
+        networks: trained in it, at most.
+        steps: of all of them together.
+        operations: floating-point operations of these steps: forward and back, two for a multiply-accumulate.
+    """
+
+    name: str
+    networks: int
+    steps: int
+    operations: float
+
+
+def expected(name: str, networks: int, steps: int, macs: float, batch: int) -> Expected:
+    """A stage by the multiply-accumulates of one window of its networks."""
+    return Expected(name, networks, steps, steps * batch * PASSES * OPERATIONS * macs)

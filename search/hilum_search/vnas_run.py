@@ -1,0 +1,169 @@
+"""``hilum search vnas`` from cases to a chosen, retrained network, beside random search at equal budget."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hilum_search import vnas
+from hilum_search.architecture import VNAS, Architecture, digest
+from hilum_search.children import CHILDREN, Child, Result, gathered, mean
+from hilum_search.cost import cost, network_cost
+from hilum_search.driver import Driver, Expected, fields, finals, outcome
+from hilum_search.driver import expected as stage
+from hilum_search.recipe import Recipe
+from hilum_search.relaxed import Relaxed
+from hilum_search.sampling import sample
+from hilum_search.spaces import VNASSpace
+from hilum_search.windows import seed_of
+
+SUPERNET, RANDOM, FINAL = "supernet", "random", "final"
+_RANDOM_SEED = 0x72616E64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a V-NAS search does.
+
+    Attributes:
+        search: the bi-level search.
+        retrain_steps: of every network that is chosen, from fresh weights.
+        random_steps: of each network of the random search; 0: no random search.
+    """
+
+    search: vnas.Settings
+    retrain_steps: int
+    random_steps: int
+
+
+def run(driver: Driver, plan: Plan) -> dict[str, Any]:
+    """Search, retrain, compare; the report, which is written too.
+
+    Random search gets the super-net's budget in multiply-accumulates: networks are drawn and trained until it is spent.
+    The best of them by validation Dice is retrained just as the found one.
+
+    Raises:
+        DataError: parts that are empty, share a case or lack a label.
+        RecipeError: a window or batch that the super-net cannot be trained with.
+    """
+    work, seed = driver.work, plan.search.seed
+    cases = gathered(work)
+    space = space_of(work.recipe)
+    device = None if work.device is None else torch.device(work.device)
+    found = vnas.search(work.recipe, cases, work.out / SUPERNET, plan.search, driver.tell, space, device)
+    metrics = {"mix": dict(found.mix_dice), "mix_validation": dict(found.mix_dice_validation)}
+    driver.ledger.add(
+        key=SUPERNET,
+        stage=SUPERNET,
+        architecture=digest(found.architecture),
+        seed=seed,
+        metrics=metrics | {"mean": mean(found.mix_dice_validation), "probabilities": found.probabilities},
+        cost={"cpu_seconds": found.cpu_seconds},
+    )
+    drawn = random_children(work.recipe, space, plan) if plan.random_steps else []
+    scored = driver.evaluator(RANDOM, len(drawn))(drawn)
+    chosen = [found.architecture, *_best(drawn, scored)]
+    children = finals(chosen, plan.retrain_steps, seed)
+    results = driver.evaluator(FINAL, len(children))(children)
+    return driver.finish(
+        found.architecture, _report(plan, found, list(zip(drawn, scored, strict=True)), children, results)
+    )
+
+
+def expected(recipe: Recipe, plan: Plan) -> list[Expected]:
+    """What each stage will take; random search is counted by the networks that will be drawn."""
+    space, batch = space_of(recipe), recipe.training.batch
+    both = 2 * plan.search.steps - plan.search.warmup
+    supernet = supernet_work(recipe, space, plan.search) / both
+    drawn = random_children(recipe, space, plan) if plan.random_steps else []
+    macs = [_macs(recipe, child) for child in drawn]
+    some = sum(macs) / len(macs) if macs else supernet / len(space.operators)
+    chosen = 2 if drawn else 1
+    return [
+        stage(SUPERNET, 1, both, supernet, batch),
+        stage(RANDOM, len(drawn), len(drawn) * plan.random_steps, some, batch),
+        stage(FINAL, chosen, chosen * plan.retrain_steps, some, batch),
+    ]
+
+
+def told(out: Path, report: Mapping[str, Any]) -> list[str]:
+    """The report in a few lines."""
+    final = report["retrained"]
+    lines = [
+        f"Mean Dice on the test cases: super-net {mean(report['mix']['test']):.3f}, network found and retrained "
+        f"{final['found']['mean']:.3f} (gap {report['gap']:+.3f})"
+    ]
+    if "random" in final:
+        lines.append(f"  best of {len(report['random'])} drawn at random, retrained: {final['random']['mean']:.3f}")
+    hours = sum(each["cpu_hours"] for each in report["cost"].values())
+    folder = out / CHILDREN / final["found"]["key"]
+    return [
+        *lines,
+        f"{hours:.2f} CPU hours; entropy of the choices: {out / SUPERNET / 'entropy.png'}",
+        f"Next: hilum export {folder} --repository DIR",
+    ]
+
+
+def space_of(recipe: Recipe) -> VNASSpace:
+    """The space around the recipe's network where that is a V-NAS, else the published one."""
+    return VNASSpace(recipe.architecture) if isinstance(recipe.architecture, VNAS) else VNASSpace()
+
+
+def random_children(recipe: Recipe, space: VNASSpace, plan: Plan) -> list[Child]:
+    """Networks drawn until they cost what the super-net costs, one at least; different ones."""
+    chance = random.Random(seed_of(plan.search.seed, _RANDOM_SEED))
+    left = supernet_work(recipe, space, plan.search)
+    found: list[Child] = []
+    while True:
+        child = Child(space.build(sample(space, chance)), plan.random_steps, plan.search.seed)
+        if child in found:
+            continue
+        left -= plan.random_steps * _macs(recipe, child)
+        if found and left < 0:
+            return found
+        found.append(child)
+
+
+def supernet_work(recipe: Recipe, space: VNASSpace, settings: vnas.Settings) -> int:
+    """Multiply-accumulates of one window times the steps, those of weights and those of alpha and beta."""
+    size = recipe.preprocessing.windows.size
+    with torch.device("meta"):
+        relaxed = Relaxed(space, len(recipe.file.channels), recipe.classes).eval()
+        macs = network_cost(relaxed, torch.empty(1, len(recipe.file.channels), *size)).macs
+    return macs * (2 * settings.steps - settings.warmup)
+
+
+def _macs(recipe: Recipe, child: Child) -> int:
+    size = recipe.preprocessing.windows.size
+    return cost(child.architecture, len(recipe.file.channels), recipe.classes, size).macs
+
+
+def _best(children: Sequence[Child], results: Sequence[Result]) -> list[Architecture]:
+    pairs = [(result.mean, -n) for n, result in enumerate(results) if not math.isnan(result.mean)]
+    return [children[-max(pairs)[1]].architecture] if pairs else []
+
+
+def _report(
+    plan: Plan,
+    found: vnas.Found,
+    drawn: Sequence[tuple[Child, Result]],
+    children: Sequence[Child],
+    results: Sequence[Result],
+) -> dict[str, Any]:
+    named = dict(zip(("found", "random"), zip(children, results, strict=True), strict=False))
+    return {
+        "method": "V-NAS",
+        "plan": asdict(plan),
+        "found": fields(found.architecture),
+        "mix": {"test": dict(found.mix_dice), "validation": dict(found.mix_dice_validation)},
+        "probabilities": found.probabilities,
+        "retrained": {name: outcome(child, result) for name, (child, result) in named.items()},
+        "gap": mean(found.mix_dice) - results[0].mean,
+        "random": [outcome(child, result) for child, result in drawn],
+    }
