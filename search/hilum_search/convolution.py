@@ -103,8 +103,10 @@ class _InSlabs(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.relu = relu
-        found = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
         slabs = _Slabs.of(x, weight)
+        if len(slabs.bounds) == 1:
+            return F.conv3d(F.relu(x) if relu else x, weight, bias, padding=slabs.padding)
+        found = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
         for start, stop in slabs.bounds:
             found[:, :, start:stop] = F.conv3d(slabs.take(x, start, stop, relu), weight, bias, padding=slabs.padding)
         return found
@@ -114,6 +116,8 @@ class _InSlabs(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient, slabs = gradients[0].contiguous(), _Slabs.of(x, weight)
         wanted, wanted_weight, wanted_bias, _ = ctx.needs_input_grad
+        if len(slabs.bounds) == 1:
+            return *_whole(x, weight, gradient, slabs.padding, ctx), None
         turned = weight.flip(2, 3, 4).transpose(0, 1).contiguous()
         of_x = torch.empty_like(x) if wanted else None
         of_weight = torch.zeros_like(weight) if wanted_weight else None
@@ -153,6 +157,18 @@ class _Slabs:
         taken = F.relu(part) if relu else part
         beyond = max(-first, 0), max(last - depth, 0)
         return F.pad(taken, (0, 0, 0, 0, *beyond)) if any(beyond) else taken
+
+
+def _whole(
+    x: Tensor, weight: Tensor, gradient: Tensor, padding: tuple[int, ...], ctx: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The three gradients of a volume that is no larger than a slab."""
+    taken = F.relu(x) if ctx.relu else x
+    mask, sizes = ctx.needs_input_grad[:3], [weight.shape[0]]
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        gradient, taken, weight, sizes, ONE, padding, ONE, False, (0, 0, 0), 1, mask
+    )
+    return of_x.mul_(x > 0) if ctx.relu and of_x is not None else of_x, of_weight, of_bias
 
 
 def _of_weight(x: Tensor, weight: Tensor, gradient: Tensor, padding: tuple[int, ...]) -> Tensor:

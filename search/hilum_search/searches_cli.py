@@ -120,6 +120,12 @@ def c2fnas(
     generations: Annotated[int, typer.Option(min=0, help="Of the evolution of paths after that; 0: none.")] = 3,
     max_gmac: Annotated[float | None, typer.Option(help="Multiply-accumulates of one window at most, 10^9.")] = None,
     max_params: Annotated[int | None, typer.Option(help="Parameters at most.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="CPU milliseconds of one window on the embedded engine at most.")
+    ] = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure pieces of networks first, so that paths have milliseconds.")
+    ] = False,
     retrain: Retrain = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -138,6 +144,7 @@ def c2fnas(
     from hilum_search.architecture import BASIC, WIDE
     from hilum_search.c2fnas import coarse, run
     from hilum_search.c2fnas.fine import FineSettings
+    from hilum_search.c2fnas.limits import Limits
     from hilum_search.driver import Place
     from hilum_search.halving import ladder
 
@@ -156,7 +163,8 @@ def c2fnas(
     fine = FineSettings(supernet_steps or 2 * whole, candidates, population, generations)
     choices = WIDE if operators is Operators.TALK else BASIC
     space = run.space_of(work.recipe, filters, cells, choices)
-    plan = run.Plan(space, first, fine, retrain or whole, run.Limits(max_gmac, max_params), prefilter)
+    limits = Limits(max_gmac, max_params, max_latency_ms)
+    plan = run.Plan(space, first, fine, retrain or whole, limits, prefilter, latency)
     if dry_run:
         return _tell_cost(run.expected(work.recipe, plan), work)
     _run(work, plan, Place(workers, cluster), run.run, run.told)

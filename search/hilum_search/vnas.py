@@ -46,6 +46,7 @@ from hilum_search.recipe import Recipe
 from hilum_search.record import Cases, processor, versions
 from hilum_search.relaxed import Relaxed
 from hilum_search.sampling import decode
+from hilum_search.settled import settled
 from hilum_search.snapshot import Snapshot
 from hilum_search.spaces import VNASSpace
 from hilum_search.store import Store, running
@@ -161,7 +162,8 @@ def search(
     before = _read(out, digest, chosen)
     if before is not None:
         return before
-    with _settled(mine):
+    with settled(mine.training):
+        torch.manual_seed(mine.training.seed)
         run = _Run(mine, cases, out, settings, Relaxed(chosen, len(mine.file.channels), mine.classes).to(where), digest)
         run.go(report)
         found = run.found()
@@ -337,20 +339,6 @@ def _unremembered(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-@contextlib.contextmanager
-def _settled(recipe: Recipe) -> Iterator[None]:
-    """While open: the recipe's threads, determinism and seed."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(recipe.training.threads)
-    torch.use_deterministic_algorithms(recipe.training.deterministic)
-    torch.manual_seed(recipe.training.seed)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
 
 
 def space_of(recipe: Recipe) -> VNASSpace:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hilum_search import vnas
-from hilum_search.architecture import VNAS, Architecture, digest
+from hilum_search.architecture import Architecture, digest
 from hilum_search.children import CHILDREN, Child, Result, gathered, mean
 from hilum_search.cost import cost, network_cost
 from hilum_search.driver import Driver, Expected, fields, finals, outcome
@@ -54,7 +54,7 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
     """
     work, seed = driver.work, plan.search.seed
     cases = gathered(work)
-    space = space_of(work.recipe)
+    space = vnas.space_of(work.recipe)
     device = None if work.device is None else torch.device(work.device)
     found = vnas.search(work.recipe, cases, work.out / SUPERNET, plan.search, driver.tell, space, device)
     metrics = {"mix": dict(found.mix_dice), "mix_validation": dict(found.mix_dice_validation)}
@@ -78,8 +78,8 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
 
 def expected(recipe: Recipe, plan: Plan) -> list[Expected]:
     """What each stage will take; random search is counted by the networks that will be drawn."""
-    space, batch = space_of(recipe), recipe.training.batch
-    both = 2 * plan.search.steps - plan.search.warmup
+    space, batch = vnas.space_of(recipe), recipe.training.batch
+    both = round(_steps(plan.search))
     supernet = supernet_work(recipe, space, plan.search) / both
     drawn = random_children(recipe, space, plan) if plan.random_steps else []
     macs = [_macs(recipe, child) for child in drawn]
@@ -110,11 +110,6 @@ def told(out: Path, report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def space_of(recipe: Recipe) -> VNASSpace:
-    """The space around the recipe's network where that is a V-NAS, else the published one."""
-    return VNASSpace(recipe.architecture) if isinstance(recipe.architecture, VNAS) else VNASSpace()
-
-
 def random_children(recipe: Recipe, space: VNASSpace, plan: Plan) -> list[Child]:
     """Networks drawn until they cost what the super-net costs, one at least; different ones."""
     chance = random.Random(seed_of(plan.search.seed, _RANDOM_SEED))
@@ -131,12 +126,16 @@ def random_children(recipe: Recipe, space: VNASSpace, plan: Plan) -> list[Child]
 
 
 def supernet_work(recipe: Recipe, space: VNASSpace, settings: vnas.Settings) -> int:
-    """Multiply-accumulates of one window times the steps, those of weights and those of alpha and beta."""
+    """Multiply-accumulates of one window times the steps; a step of alpha and beta counts less."""
     size = recipe.preprocessing.windows.size
     with torch.device("meta"):
         relaxed = Relaxed(space, len(recipe.file.channels), recipe.classes).eval()
         macs = network_cost(relaxed, torch.empty(1, len(recipe.file.channels), *size)).macs
-    return macs * (2 * settings.steps - settings.warmup)
+    return round(macs * _steps(settings))
+
+
+def _steps(settings: vnas.Settings) -> float:
+    return settings.steps + vnas.ARCHITECTURE_COST * (settings.steps - settings.warmup)
 
 
 def _macs(recipe: Recipe, child: Child) -> int:

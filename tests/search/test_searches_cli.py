@@ -195,6 +195,24 @@ def test_what_cannot_be_searched_is_said_before_anything_trains(
         run("status", str(tmp_path))
 
 
+@pytest.mark.slow
+def test_measured_latency_bounds_the_search_and_stands_in_the_pareto_set(
+    data: Path, recipe_text: str, tmp_path: Path
+) -> None:
+    recipe = written(
+        recipe_text, C2FNAS.replace("[0, 0, 1, 1, 0]", "[0, 1, 0]").replace('"2d", "2d", ', "", 1), tmp_path
+    )
+    words = ["c2fnas", "--recipe", recipe, "--data", str(data), "--children", "1", "--child-steps", "2", *PATHS]
+    out = tmp_path / "out"
+    with pytest.raises(ArchitectureError, match=r"the fastest [\d.e-]+ ms"):
+        run(*words, "--out", str(out), "--max-latency-ms", "1e-6")
+    assert not (out / "children").exists()
+    run(*words, "--out", str(tmp_path / "free"), "--latency")
+    table = json.loads((tmp_path / "free" / "latency.json").read_text())["pieces_ms"]
+    rows = json.loads((tmp_path / "free" / "pareto.json").read_text())["candidates"]
+    assert all(0 < row["ms"] < 2 * sum(table.values()) and row["peak_mib"] > 0 for row in rows)
+
+
 def test_picking_within_limits(finished: tuple[Path, str], tmp_path: Path) -> None:
     out, small = finished[0], tmp_path / "small.json"
     rows = json.loads((out / "pareto.json").read_text())["candidates"]

@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,26 @@ import torch
 from hilum_search import pareto, zero_cost
 from hilum_search.architecture import BASIC, C2FNAS, C2FNAS_PANC, Architecture, Operator, digest
 from hilum_search.c2fnas import coarse, fine
+from hilum_search.c2fnas.limits import Allowed, Limits, affordable, setting_of
+from hilum_search.c2fnas.supernet import SuperNet
 from hilum_search.children import CHILDREN, Result, Work, gathered, mean
-from hilum_search.cost import Cost, cost
+from hilum_search.cost import cost
 from hilum_search.driver import Driver, Expected, fields, finals, outcome
 from hilum_search.driver import expected as stage
 from hilum_search.errors import ArchitectureError
+from hilum_search.latency import Table, covering, measured_table
 from hilum_search.network import build
 from hilum_search.pareto_page import write_page
 from hilum_search.recipe import Recipe, recipe_of
+from hilum_search.record import Cases
 from hilum_search.sampling import sample
 from hilum_search.settled import settled
 from hilum_search.spaces import C2FNASSpace, Genotype
 from hilum_search.vnas import check_parts
 
 PREFILTER, SUPERNET, FINAL, PAGE = "prefilter", "supernet", "final", "pareto.html"
+LATENCY = "latency.json"
 FILTER_WINDOW = (32, 32, 32)
-GIGA = 10**9
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a network may cost at most, for one window; None: no limit."""
-
-    max_gmac: float | None = None
-    max_params: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,16 @@ class Plan:
         retrain_steps: of the network that is chosen, from fresh weights.
         limits: that it must keep.
         prefilter: topologies that synflow leaves to draw from; 0: all.
+        latency: whether pieces of networks are measured on the embedded engine, before anything is trained.
     """
 
     space: C2FNASSpace
     coarse: coarse.Settings
     fine: fine.FineSettings
     retrain_steps: int
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     prefilter: int = 0
+    latency: bool = False
 
 
 def run(driver: Driver, plan: Plan) -> dict[str, Any]:
@@ -70,25 +68,19 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
         DataError: parts that are empty, share a case or lack a label.
         ArchitectureError: limits that no network keeps.
     """
-    work, seed = driver.work, plan.coarse.seed
+    work, space, seed = driver.work, plan.space, plan.coarse.seed
     cases = gathered(work)
     check_parts(work.recipe, cases)
-    space = plan.space
-    device = None if work.device is None else torch.device(work.device)
-    allowed = _Allowed(work.recipe, plan.limits)
-    settings = dataclasses.replace(plan.coarse, only=_filtered(driver, space, plan, affordable(space, allowed)))
+    allowed = Allowed(work.recipe, plan.limits, _table(driver, plan))
+    settings = dataclasses.replace(plan.coarse, only=_filtered(driver, plan, affordable(space, allowed)))
     first = coarse.coarse(space, driver.evaluator(coarse.STAGE), settings, driver.tell)
-    folder = work.out / SUPERNET
-    recipe = work.recipe
-    fine.candidates(space, first.best, plan.fine, seed, allowed)  # no path within the limits is said before training
-    supernet = fine.train_supernet(recipe, cases, folder, plan.fine, space, first.best, driver.tell, device)
-    _note(driver, space, first.best, seed)
-    ask = functools.partial(_ask, driver, plan, space)
-    ranked = fine.rank(supernet, recipe, cases, plan.fine, driver.ledger, allowed, driver.tell, ask)
+    supernet = _supernet(driver, plan, cases, first.best, allowed)
+    ask = functools.partial(_ask, driver, plan)
+    ranked = fine.rank(supernet, work.recipe, cases, plan.fine, driver.ledger, allowed, driver.tell, ask)
     children = finals([space.build(ranked.best)], plan.retrain_steps, seed)
     results = driver.evaluator(FINAL, len(children))(children)
-    candidates = [_candidate(work.recipe, space, path, dice) for path, dice in ranked.ranking]
-    pareto.write(work.out, candidates, ("macs", "params"))
+    candidates = [_candidate(allowed, space, path, dice) for path, dice in ranked.ranking]
+    pareto.write(work.out, candidates, (pareto.cost_axis(candidates), "params"))
     write_page(work.out / PAGE, candidates, work.recipe.name)
     report = {
         "method": "C2FNAS",
@@ -152,52 +144,7 @@ def space_of(
     return space
 
 
-class _Allowed:
-    """Whether a network keeps the limits."""
-
-    def __init__(self, recipe: Recipe, limits: Limits) -> None:
-        self._recipe, self._limits = recipe, limits
-
-    @property
-    def anything(self) -> bool:
-        """Whether there are no limits."""
-        return self._limits.max_gmac is None and self._limits.max_params is None
-
-    def __call__(self, architecture: Architecture) -> bool:
-        return self.anything or self.keeps(self.cost(architecture))
-
-    def keeps(self, found: Cost) -> bool:
-        gmac, params = self._limits.max_gmac, self._limits.max_params
-        return (gmac is None or found.macs <= gmac * GIGA) and (params is None or found.parameters <= params)
-
-    def cost(self, architecture: Architecture) -> Cost:
-        """Of one window of the recipe."""
-        r = self._recipe
-        return cost(architecture, len(r.file.channels), r.classes, r.preprocessing.windows.size)
-
-
-def affordable(space: C2FNASSpace, allowed: _Allowed) -> tuple[int, ...]:
-    """The topologies with a network that keeps the limits: the one of the operator with fewest weights in every cell.
-
-    Raises:
-        ArchitectureError: there is none.
-    """
-    if allowed.anything:
-        return tuple(range(space.topologies))
-    uniform = [(operator,) * space.cells for operator in range(len(space.operators))]
-    least = min(uniform, key=lambda choices: allowed.cost(space.build(Genotype(0, choices))).parameters)
-    costs = [allowed.cost(space.build(Genotype(n, least))) for n in range(space.topologies)]
-    found = tuple(n for n, each in enumerate(costs) if allowed.keeps(each))
-    if not found:
-        small, light = min(each.parameters for each in costs), min(each.macs for each in costs)
-        raise ArchitectureError(
-            f"No network of the space keeps the limits: the smallest has {small:,} parameters, the lightest takes "
-            f"{light / GIGA:.3g} GMAC; allow more, or give a recipe with fewer filters."
-        )
-    return found
-
-
-def _filtered(driver: Driver, space: C2FNASSpace, plan: Plan, among: tuple[int, ...]) -> tuple[int, ...]:
+def _filtered(driver: Driver, plan: Plan, among: tuple[int, ...]) -> tuple[int, ...]:
     """The topologies that synflow leaves, from the ledger where they stand there."""
     if not plan.prefilter or plan.prefilter >= len(among):
         return among
@@ -206,7 +153,7 @@ def _filtered(driver: Driver, space: C2FNASSpace, plan: Plan, among: tuple[int, 
         began = time.process_time()
         recipe = driver.work.recipe
         judge = functools.partial(_synflow, len(recipe.file.channels), recipe.classes)
-        kept = zero_cost.prefilter([coarse.proxy(space, n) for n in among], plan.prefilter, judge)
+        kept = zero_cost.prefilter([coarse.proxy(plan.space, n) for n in among], plan.prefilter, judge)
         known = driver.ledger.add(
             key=PREFILTER,
             stage=PREFILTER,
@@ -250,9 +197,9 @@ def score_path(job: PathJob) -> Result:
         return next(iter(scored([job.path])))
 
 
-def _ask(driver: Driver, plan: Plan, space: C2FNASSpace, paths: Sequence[Genotype]) -> Iterator[Result]:
+def _ask(driver: Driver, plan: Plan, paths: Sequence[Genotype]) -> Iterator[Result]:
     """Paths scored where children are trained."""
-    jobs = [PathJob(driver.work, space, path, plan.fine.steps) for path in paths]
+    jobs = [PathJob(driver.work, plan.space, path, plan.fine.steps) for path in paths]
     return driver.map(score_path, jobs)
 
 
@@ -267,23 +214,42 @@ def _inherited(text: str, data: Path, out: Path, of: tuple[str | None, C2FNASSpa
     return fine.Inherited(supernet, work.recipe, cases)
 
 
-def _note(driver: Driver, space: C2FNASSpace, topology: int, seed: int) -> None:
+def _table(driver: Driver, plan: Plan) -> Table | None:
+    """Milliseconds of all pieces of the space, from the search's folder where they were measured before."""
+    if not plan.latency and plan.limits.latency_ms is None:
+        return None
+    path, setting = driver.work.out / LATENCY, setting_of(driver.work.recipe)
+    return measured_table(path, setting, covering(plan.space), driver.tell)
+
+
+def _supernet(driver: Driver, plan: Plan, cases: Cases, topology: int, allowed: Allowed) -> SuperNet:
+    """The super-net of a topology, trained and noted in the ledger.
+
+    Raises:
+        ArchitectureError: no path of the topology keeps the limits; nothing was trained for it.
+    """
+    work, seed, folder = driver.work, plan.coarse.seed, driver.work.out / SUPERNET
+    fine.candidates(plan.space, topology, plan.fine, seed, allowed)
+    device = None if work.device is None else torch.device(work.device)
+    args = (work.recipe, cases, folder, plan.fine, plan.space, topology)
+    supernet = fine.train_supernet(*args, driver.tell, device)
     driver.ledger.add(
         key=SUPERNET,
         stage=SUPERNET,
         architecture="",
         seed=seed,
-        metrics={"topology": space.walks[topology]},
-        cost={"cpu_seconds": fine.cpu_seconds(driver.work.out / SUPERNET)},
+        metrics={"topology": plan.space.walks[topology]},
+        cost={"cpu_seconds": fine.cpu_seconds(folder)},
     )
+    return supernet
 
 
-def _candidate(recipe: Recipe, space: C2FNASSpace, path: Genotype, dice: float) -> pareto.Candidate:
-    architecture = space.build(path)
-    size = recipe.preprocessing.windows.size
-    found = cost(architecture, len(recipe.file.channels), recipe.classes, size)
-    name = "".join(map(str, path.choices))
-    return pareto.Candidate(name, fields(architecture), dice, None, None, found.parameters, found.macs)
+def _candidate(allowed: Allowed, space: C2FNASSpace, path: Genotype, dice: float) -> pareto.Candidate:
+    architecture, name = space.build(path), "".join(map(str, path.choices))
+    found, table = allowed.cost(architecture), allowed.table
+    told = None if table is None else table.predict(architecture)
+    ms, peak = (None, None) if told is None else (told.ms, told.peak_mib)
+    return pareto.Candidate(name, fields(architecture), dice, ms, peak, found.parameters, found.macs)
 
 
 def _coarse(space: C2FNASSpace, found: coarse.Coarse) -> dict[str, Any]:
