@@ -42,6 +42,7 @@ class Child:
         start: key of an earlier child whose weights it starts from; empty for fresh ones.
         final: learns from training and validation cases together and is scored on the test cases, as a network is
             that was chosen; else it learns from the training cases and is scored on the validation cases.
+        window: of its training and scoring; None: the recipe's.
     """
 
     architecture: Architecture
@@ -49,11 +50,12 @@ class Child:
     seed: int
     start: str = ""
     final: bool = False
+    window: tuple[int, int, int] | None = None
 
     @property
     def key(self) -> str:
         """Names the child in the ledger and its folder: hexadecimal."""
-        parts = [digest(self.architecture), self.steps, self.seed, self.start, self.final]
+        parts = [digest(self.architecture), self.steps, self.seed, self.start, self.final, self.window]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:KEY_LENGTH]
 
 
@@ -134,7 +136,8 @@ def recipe_of(recipe: Recipe, child: Child) -> Recipe:
         RecipeError: a window that the child's network cannot take.
     """
     changes = {"steps": child.steps, "seed": child.seed, "validate_every": child.steps, "patience": 0}
-    own = recipe.with_architecture(child.architecture).with_training(**changes)
+    sized = recipe if child.window is None else recipe.with_window(child.window)
+    own = sized.with_architecture(child.architecture).with_training(**changes)
     return own.with_split(fold=None, validation_planes=()) if child.final else own
 
 

@@ -296,6 +296,18 @@ class Recipe:
         check(changed)
         return changed
 
+    def with_window(self, size: tuple[int, int, int]) -> Recipe:
+        """The same recipe with other windows.
+
+        Raises:
+            RecipeError: sides that the network cannot take.
+        """
+        windows = self.preprocessing.windows.model_copy(update={"size": size})
+        preprocessing = self.preprocessing.model_copy(update={"windows": windows})
+        changed = dataclasses.replace(self, file=self.file.model_copy(update={"preprocessing": preprocessing}))
+        check(changed)
+        return changed
+
     @property
     def swapped(self) -> tuple[int, ...]:
         """The class that each class becomes when left and right change places, background first."""

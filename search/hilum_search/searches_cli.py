@@ -126,6 +126,11 @@ def c2fnas(
     latency: Annotated[
         bool, typer.Option("--latency", help="Measure pieces of networks first, so that paths have milliseconds.")
     ] = False,
+    scale_filters: Annotated[
+        list[int] | None, typer.Option(help="Scale the best path to so many filters, too; may be repeated.")
+    ] = None,
+    scale_cells: Annotated[list[int] | None, typer.Option(help="The same for its number of cells.")] = None,
+    scale_window: Annotated[list[str] | None, typer.Option(help="The same for its window, as 96x96x96.")] = None,
     retrain: Retrain = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -145,6 +150,7 @@ def c2fnas(
     from hilum_search.c2fnas import coarse, run
     from hilum_search.c2fnas.fine import FineSettings
     from hilum_search.c2fnas.limits import Limits
+    from hilum_search.c2fnas.scale import Axes
     from hilum_search.driver import Place
     from hilum_search.halving import ladder
 
@@ -163,8 +169,12 @@ def c2fnas(
     fine = FineSettings(supernet_steps or 2 * whole, candidates, population, generations)
     choices = WIDE if operators is Operators.TALK else BASIC
     space = run.space_of(work.recipe, filters, cells, choices)
+    axes = None
+    if scale_filters or scale_cells or scale_window:
+        windows = [_window(text) for text in scale_window or ()] or [work.recipe.preprocessing.windows.size]
+        axes = Axes(tuple(windows), tuple(scale_cells or [space.cells]), tuple(scale_filters or [space.filters]))
     limits = Limits(max_gmac, max_params, max_latency_ms)
-    plan = run.Plan(space, first, fine, retrain or whole, limits, prefilter, latency)
+    plan = run.Plan(space, first, fine, retrain or whole, limits, prefilter, axes, latency)
     if dry_run:
         return _tell_cost(run.expected(work.recipe, plan), work)
     _run(work, plan, Place(workers, cluster), run.run, run.told)
@@ -208,6 +218,14 @@ def _work(out: Path, data: Path, recipe: str | None, seed: int | None, threads: 
     changes = {name: value for name, value in (("seed", seed), ("threads", threads)) if value is not None}
     out.mkdir(parents=True, exist_ok=True)
     return Work(found.with_training(**changes), data, out, device)
+
+
+def _window(text: str) -> tuple[int, int, int]:
+    sides = text.split("x")
+    if len(sides) != 3 or not all(side.isdigit() for side in sides):
+        raise typer.BadParameter(f"a window is three sides in voxels, such as 96x96x96; got {text!r}.")
+    one, two, three = map(int, sides)
+    return one, two, three
 
 
 def _run(work: Work, plan: Any, place: Place, run: Callable[..., Any], told: Callable[..., list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,24 @@ def test_a_finished_search_trains_nothing_again(c2fnas: list[str], finished: tup
     assert contents(out) == before
     assert report(out) == first
     assert {path: path.stat().st_mtime_ns for path in (out / "children").rglob("weights.safetensors")} == changed
+
+
+def test_the_best_path_is_scaled_within_the_limits(
+    c2fnas: list[str], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0] / "children", tmp_path / "children")  # what was trained there need not be again
+    words = ["--scale-filters", "2", "--scale-filters", "3", "--scale-window", "16x16x16", "--max-gmac", "9"]
+    run(*c2fnas, "--out", str(tmp_path), *words)
+    found = report(tmp_path)
+    assert sorted(each["architecture"]["filters"] for each in found["scaled"]) == [2, 3]
+    assert {tuple(each["window"]) for each in found["scaled"]} == {(16, 16, 16)}
+    best = found["scaled"][0]
+    assert best["mean"] == max(each["mean"] for each in found["scaled"])
+    assert found["found"] == best["architecture"]
+    manifest = read_trained(tmp_path / "children" / found["retrained"]["found"]["key"]).manifest
+    assert manifest.windows.size == (16, 16, 16)
+    with pytest.raises(SystemExit):
+        search_app([*c2fnas, "--out", str(tmp_path), "--scale-window", "16"])
 
 
 def _last(said: str) -> str:

@@ -16,12 +16,13 @@ import torch
 
 from hilum_search import pareto, zero_cost
 from hilum_search.architecture import BASIC, C2FNAS, C2FNAS_PANC, Architecture, Operator, digest
-from hilum_search.c2fnas import coarse, fine
-from hilum_search.c2fnas.limits import Allowed, Limits, affordable, setting_of
+from hilum_search.c2fnas import coarse, fine, scale
+from hilum_search.c2fnas.limits import GIGA, Allowed, Limits, affordable, setting_of
+from hilum_search.c2fnas.scale import Window
 from hilum_search.c2fnas.supernet import SuperNet
-from hilum_search.children import CHILDREN, Result, Work, gathered, mean
+from hilum_search.children import CHILDREN, Child, Result, Work, gathered, mean
 from hilum_search.cost import cost
-from hilum_search.driver import Driver, Expected, fields, finals, outcome
+from hilum_search.driver import Driver, Expected, fields, outcome
 from hilum_search.driver import expected as stage
 from hilum_search.errors import ArchitectureError
 from hilum_search.latency import Table, covering, measured_table
@@ -34,7 +35,7 @@ from hilum_search.settled import settled
 from hilum_search.spaces import C2FNASSpace, Genotype
 from hilum_search.vnas import check_parts
 
-PREFILTER, SUPERNET, FINAL, PAGE = "prefilter", "supernet", "final", "pareto.html"
+PREFILTER, SUPERNET, SCALE, FINAL, PAGE = "prefilter", "supernet", "scale", "final", "pareto.html"
 LATENCY = "latency.json"
 FILTER_WINDOW = (32, 32, 32)
 
@@ -49,6 +50,7 @@ class Plan:
         retrain_steps: of the network that is chosen, from fresh weights.
         limits: that it must keep.
         prefilter: topologies that synflow leaves to draw from; 0: all.
+        scaling: sizes to which the best path is scaled, each trained as a child of the coarse stage is; None: none.
         latency: whether pieces of networks are measured on the embedded engine, before anything is trained.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     retrain_steps: int
     limits: Limits = field(default_factory=Limits)
     prefilter: int = 0
+    scaling: scale.Axes | None = None
     latency: bool = False
 
 
@@ -77,21 +80,24 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
     supernet = _supernet(driver, plan, cases, first.best, allowed)
     ask = functools.partial(_ask, driver, plan)
     ranked = fine.rank(supernet, work.recipe, cases, plan.fine, driver.ledger, allowed, driver.tell, ask)
-    children = finals([space.build(ranked.best)], plan.retrain_steps, seed)
-    results = driver.evaluator(FINAL, len(children))(children)
+    scaled = _scaled(driver, plan, space.build(ranked.best), allowed)
+    network, window = (scaled.best.architecture, scaled.best.window) if scaled else (space.build(ranked.best), None)
+    chosen = Child(network, plan.retrain_steps, seed, final=True, window=window)
+    (result,) = driver.evaluator(FINAL, 1)([chosen])
     candidates = [_candidate(allowed, space, path, dice) for path, dice in ranked.ranking]
     pareto.write(work.out, candidates, (pareto.cost_axis(candidates), "params"))
     write_page(work.out / PAGE, candidates, work.recipe.name)
     report = {
         "method": "C2FNAS",
         "plan": asdict(plan),
-        "found": fields(children[0].architecture),
+        "found": fields(network),
         "coarse": _coarse(space, first),
         "fine": {name: {"path": path.choices, "mean": dice} for name, (path, dice) in ranked.by.items()},
         "inherited": ranked.ranking[0][1],
-        "retrained": {"found": outcome(children[0], results[0])},
+        "scaled": [_size(one, score) for one, score in scaled.table] if scaled else [],
+        "retrained": {"found": outcome(chosen, result)},
     }
-    return driver.finish(children[0].architecture, report)
+    return driver.finish(network, report)
 
 
 def expected(recipe: Recipe, plan: Plan) -> list[Expected]:
@@ -106,11 +112,21 @@ def expected(recipe: Recipe, plan: Plan) -> list[Expected]:
     else:
         first = min(c.batch, c.budget)  # of the first round nothing is known that a child could start from
         steps = first * c.steps + (c.budget - first) * (c.inherit or c.steps)
+    sizes = _sizes(recipe, plan)
     return [
         stage(coarse.STAGE, c.budget, steps, macs, batch),
         stage(SUPERNET, 1, plan.fine.steps, paths, batch),
+        *(stage(SCALE, 1, c.steps, one.cost.macs, batch) for one in sizes),
         stage(FINAL, 1, plan.retrain_steps, paths, batch),
     ]
+
+
+def _sizes(recipe: Recipe, plan: Plan) -> list[scale.Scaled]:
+    """Those of a middling network of the space, whatever the limits."""
+    if plan.scaling is None:
+        return []
+    base = coarse.proxy(plan.space, plan.space.topologies // 2)
+    return scale.grid(base, plan.scaling, len(recipe.file.channels), recipe.classes, scale.Budget())
 
 
 def told(out: Path, report: Mapping[str, Any]) -> list[str]:
@@ -242,6 +258,33 @@ def _supernet(driver: Driver, plan: Plan, cases: Cases, topology: int, allowed: 
         cost={"cpu_seconds": fine.cpu_seconds(folder)},
     )
     return supernet
+
+
+def _scaled(driver: Driver, plan: Plan, base: C2FNAS, allowed: Allowed) -> scale.Scaling | None:
+    """The best path at other sizes, each trained and scored as a child; the limits hold for it too.
+
+    Raises:
+        ArchitectureError: no size keeps the limits.
+    """
+    if plan.scaling is None:
+        return None
+    shapes, most = allowed.shapes, plan.limits.gmac
+    budget = scale.Budget(None if most is None else round(most * GIGA))
+    every = scale.grid(base, plan.scaling, shapes.in_channels, shapes.classes, budget)
+    params = plan.limits.params
+    sizes = [one for one in every if params is None or one.cost.parameters <= params]
+    evaluate = driver.evaluator(SCALE, len(sizes))
+
+    def scores(networks: Sequence[tuple[Architecture, Window]]) -> list[float]:
+        seed, steps = plan.coarse.seed, plan.coarse.steps
+        return [r.mean for r in evaluate([Child(network, steps, seed, window=size) for network, size in networks])]
+
+    return scale.scale(sizes, scores)
+
+
+def _size(one: scale.Scaled, score: float) -> dict[str, Any]:
+    found = {"architecture": fields(one.architecture), "window": one.window, "mean": score}
+    return found | {"macs": one.cost.macs, "params": one.cost.parameters}
 
 
 def _candidate(allowed: Allowed, space: C2FNASSpace, path: Genotype, dice: float) -> pareto.Candidate:
