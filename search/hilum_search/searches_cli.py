@@ -34,6 +34,10 @@ RecipeName = Annotated[
     str | None,
     typer.Option("--recipe", help="A recipe (.toml) or the name of one; else OUT/recipe.toml, planned if missing."),
 ]
+Fold = Annotated[int | None, typer.Option(min=0, help="Fold that validates, instead of the recipe's.")]
+TestShare = Annotated[
+    float | None, typer.Option(min=0, max=0.9, help="Share of the patients kept for the end, instead of the recipe's.")
+]
 Retrain = Annotated[
     int | None, typer.Option(min=1, help="Steps of the networks that are chosen; the recipe's where left out.")
 ]
@@ -41,7 +45,7 @@ Seed = Annotated[int | None, typer.Option(help="Of every draw; the recipe's wher
 Threads = Annotated[int | None, typer.Option(min=1, help="Of each network that is trained; instead of the recipe's.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes of this machine that train children.")]
 Cluster = Annotated[
-    str | None, typer.Option(help="Train children on a Ray cluster: auto, or ray://HOST:PORT. Needs hilum[cluster].")
+    str | None, typer.Option(help="Train children on a Ray cluster: auto, or ray://HOST:PORT. Needs hilum\\[cluster].")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, tell what it would cost, train nothing.")]
@@ -60,6 +64,8 @@ def vnas(
         int | None,
         typer.Option(min=0, help="Of each network of the random search at equal cost; 0: none. Else half of --steps."),
     ] = None,
+    fold: Fold = None,
+    test_share: TestShare = None,
     retrain: Retrain = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -80,7 +86,9 @@ def vnas(
     from hilum_search.driver import Place
     from hilum_search.vnas import Settings
 
-    work = _work(out, data, recipe, seed, threads, device)
+    work = _work(
+        out, data, recipe, {"fold": fold, "test_share": test_share}, {"seed": seed, "threads": threads}, device
+    )
     settings = Settings(steps, warmup, architecture_rate=rate, seed=work.recipe.training.seed)
     drawn = max(1, steps // 2) if random_steps is None else random_steps
     plan = vnas_run.Plan(settings, retrain or work.recipe.training.steps, drawn)
@@ -94,7 +102,9 @@ def c2fnas(
     out: Out,
     data: Data = Path(),
     recipe: RecipeName = None,
-    filters: Annotated[int | None, typer.Option(min=1, help="Of the stem; the recipe's where left out.")] = None,
+    filters: Annotated[
+        int | None, typer.Option(min=1, help="Of a network's stem; the recipe's where left out.")
+    ] = None,
     cells: Annotated[int | None, typer.Option(min=1, help="Cells of a network; the recipe's where left out.")] = None,
     operators: Annotated[
         Operators, typer.Option(help="What a cell chooses from: the paper's three, or the talk's six.")
@@ -131,6 +141,8 @@ def c2fnas(
     ] = None,
     scale_cells: Annotated[list[int] | None, typer.Option(help="The same for its number of cells.")] = None,
     scale_window: Annotated[list[str] | None, typer.Option(help="The same for its window, as 96x96x96.")] = None,
+    fold: Fold = None,
+    test_share: TestShare = None,
     retrain: Retrain = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -154,7 +166,9 @@ def c2fnas(
     from hilum_search.driver import Place
     from hilum_search.halving import ladder
 
-    work = _work(out, data, recipe, seed, threads, device)
+    work = _work(
+        out, data, recipe, {"fold": fold, "test_share": test_share}, {"seed": seed, "threads": threads}, device
+    )
     whole = work.recipe.training.steps
     steps = child_steps or max(1, whole // 4)
     first = coarse.Settings(
@@ -211,13 +225,20 @@ def pick(
     typer.echo(f"{to}: {chosen.name}, {pareto.figures(chosen)}")
 
 
-def _work(out: Path, data: Path, recipe: str | None, seed: int | None, threads: int | None, device: str | None) -> Work:
+def _work(
+    out: Path, data: Path, recipe: str | None, split: dict[str, Any], training: dict[str, Any], device: str | None
+) -> Work:
+    """The recipe with what the command line changes; None: nothing."""
     from hilum_search.children import Work
 
     found = read_or_plan(recipe, None, data, out, dry_run=False)
-    changes = {name: value for name, value in (("seed", seed), ("threads", threads)) if value is not None}
+    found = found.with_split(**_given(split)).with_training(**_given(training))
     out.mkdir(parents=True, exist_ok=True)
-    return Work(found.with_training(**changes), data, out, device)
+    return Work(found, data, out, device)
+
+
+def _given(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 def _window(text: str) -> tuple[int, int, int]:

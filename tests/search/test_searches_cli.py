@@ -210,6 +210,8 @@ def test_what_cannot_be_searched_is_said_before_anything_trains(
     with pytest.raises(DataError, match="test"):
         run("c2fnas", "--recipe", recipe, "--data", str(data), "--out", str(tmp_path / "no-test"))
     assert not (tmp_path / "no-test" / "children").exists()
+    with pytest.raises(DataError, match="folds need at least"):
+        run("c2fnas", "--recipe", recipe, "--data", str(data), "--out", str(tmp_path / "few"), "--test-share", "0.75")
     with pytest.raises(DataError, match="no search"):
         run("status", str(tmp_path))
 
