@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -75,7 +76,9 @@ def test_it_stays_up_until_it_is_told_to_end(real_sample: Sample, tmp_path: Path
     publish_tiny(tmp_path / "models", manifest(geometry={"spacing": [8.0, 8.0, 8.0]}))
     command = [sys.executable, "-m", "hilum_client", "demo", "--port", "0", "--output", str(tmp_path / "out")]
     command += ["--samples", str(real_sample.folder), "--repository", str(tmp_path / "models")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    # A suite that runs in a shell's background hands down that Ctrl-C is ignored.
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeds)
     assert process.stdout is not None
     try:
         lines: list[str] = []
