@@ -154,10 +154,16 @@ def in_ledger(
         done: told of every child, known ones too.
     """
 
+    told = done or (lambda child, result: None)
+
     def evaluate(children: Sequence[Child]) -> list[Result]:
         missing = [child for child in dict.fromkeys(children) if ledger.get(child.key) is None]
         answers = on_cluster(cluster, work, train_child, [Job(work, child) for child in missing])
-        for child, result in zip(missing, answers, strict=True):
+        for child in dict.fromkeys(children):
+            if child not in missing:
+                told(child, _known(ledger, child))
+                continue
+            result = next(answers)
             ledger.add(
                 key=child.key,
                 stage=stage,
@@ -166,8 +172,7 @@ def in_ledger(
                 metrics={"dice": dict(result.dice), "mean": result.mean, "steps": child.steps, "start": child.start},
                 cost={"cpu_seconds": result.cpu_seconds},
             )
-            if done is not None:
-                done(child, result)
+            told(child, result)
         return [_known(ledger, child) for child in children]
 
     return evaluate

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -30,61 +30,53 @@ ONE = (1, 1, 1)
 def quick_convolutions(model: nn.Module) -> Iterator[None]:
     """While open, the model's plain convolutions compute in slabs where they are differentiated on a CPU.
 
-    Plain: stride 1, no dilation, no groups, zeros around, size kept. A ReLU goes along where it is used once, directly
-    before such a convolution in a ``nn.Sequential``. The model is not to be copied meanwhile.
+    Plain: stride 1, no dilation, no groups, zeros around, size kept. A ReLU goes along where a ``nn.Sequential`` calls
+    it directly before such a convolution; called by anybody else it is the ReLU that it always was.
     """
     before: list[tuple[nn.Module, type[nn.Module]]] = []
-
-    def change(module: nn.Module, to: type[nn.Module]) -> None:
-        before.append((module, type(module)))
-        module.__class__ = to
-
-    for relu, convolution in _pairs(model):
-        change(relu, _TakenLater)
-        change(convolution, _QuickAfterReLU)
     for module in model.modules():
-        if _plain(module):
-            change(module, _Quick)
+        kind = _Chain if type(module) is nn.Sequential else _Quick if _plain(module) else None
+        if kind is not None:
+            before.append((module, type(module)))
+            module.__class__ = kind
     try:
         yield
     finally:
-        for module, kind in before:
-            module.__class__ = kind
+        for module, own in before:
+            module.__class__ = own
 
 
-class _Quick(nn.Conv3d):
-    relu = False
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        whole = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or x.ndim != 5
-        if whole or not torch.is_grad_enabled():
-            plain: Tensor = super()._conv_forward(F.relu(x) if self.relu else x, weight, bias)
-            return plain
-        found: Tensor = _InSlabs.apply(x, weight, bias, self.relu)  # type: ignore[no-untyped-call]
-        return found
-
-
-class _QuickAfterReLU(_Quick):
-    relu = True
-
-
-class _TakenLater(nn.ReLU):
-    """Stands where a ReLU was that the next convolution takes."""
-
+class _Chain(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
+        relu = False
+        for here, after in zip_longest(self, list(self)[1:]):
+            if type(here) is nn.ReLU and isinstance(after, _Quick) and not (_heard(here) or _heard(after)):
+                relu = True
+            elif relu and isinstance(here, _Quick):
+                x, relu = here.convolve(x, relu=True), False
+            else:
+                x = here(x)
         return x
 
 
-def _pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    uses = [id(module) for _, module in model.named_modules(remove_duplicate=False)]
-    rows = [list(module) for module in model.modules() if type(module) is nn.Sequential]
-    found = [pair for row in rows for pair in pairwise(row)]
-    return [(a, b) for a, b in found if type(a) is nn.ReLU and _alone(a, uses) and _alone(b, uses) and _plain(b)]
+class _Quick(nn.Conv3d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor, relu: bool = False) -> Tensor:
+        """The convolution, of x or of its ReLU."""
+        whole = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or x.ndim != 5
+        if whole or not torch.is_grad_enabled():
+            plain: Tensor = super()._conv_forward(F.relu(x) if relu else x, self.weight, self.bias)
+            return plain
+        found: Tensor = _InSlabs.apply(x, self.weight, self.bias, relu)  # type: ignore[no-untyped-call]
+        return found
 
 
-def _alone(module: nn.Module, uses: list[int]) -> bool:
-    """Whether nobody else calls the module or listens to it."""
-    return uses.count(id(module)) == 1 and not (module._forward_hooks or module._forward_pre_hooks)
+def _heard(module: nn.Module) -> bool:
+    """Whether somebody listens to its calls."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _plain(module: nn.Module) -> bool:

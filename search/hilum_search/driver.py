@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hilum_client.cluster import Cluster, open_cluster
+from hilum_inference.files import write_atomically
 from hilum_search.architecture import Architecture, to_json
-from hilum_search.children import Child, Evaluator, Result, Work, in_ledger, on_cluster
+from hilum_search.children import Child, Evaluator, Result, Work, gathered, in_ledger, on_cluster
 from hilum_search.errors import DataError
 from hilum_search.gpus import OPERATIONS, PASSES
 from hilum_search.ledger import Ledger
@@ -80,8 +81,8 @@ class Driver:
         totals = self.ledger.totals()
         hours = {stage: {"cpu_hours": spent.cpu, "gpu_hours": spent.gpu} for stage, spent in totals.items()}
         report = dict(found) | {"cost": hours}
-        write_json(self.work.out / REPORT, report)
-        (self.work.out / ARCHITECTURE).write_text(to_json(architecture))
+        write_atomically(self.work.out / ARCHITECTURE, to_json(architecture).encode())
+        write_json(self.work.out / REPORT, report)  # last: a search with a report is finished
         return report
 
     def _timed(self, stage: Stage) -> Stage:
@@ -112,27 +113,26 @@ def driving(work: Work, plan: object, place: Place, report: Report | None = None
         report: told of every stage.
 
     Raises:
-        DataError: the folder holds another search, or another driver works there.
+        DataError: the folder holds another search, or another driver works there; cases that cannot be used.
         ClusterError: no cluster at that address.
     """
     with (
         open_cluster(place.cluster, place.workers) as cluster,
-        Ledger(work.out / LEDGER, settings_digest(work, plan)) as ledger,
+        Ledger(work.out / LEDGER, settings_digest(work, plan)) as ledger,  # of these cases and no others
     ):
         yield Driver(work, ledger, cluster, report)
 
 
 def settings_digest(work: Work, plan: Any) -> str:
-    """SHA-256 of what decides a search but its cases, which every child checks by itself."""
-    parts = [type(plan).__name__, dataclasses.asdict(plan), work.recipe.file.model_dump(mode="json")]
+    """SHA-256 of what decides a search: method, settings, recipe, and the files of all three parts."""
+    recipe, cases = work.recipe.file.model_dump(mode="json"), gathered(work).digest()
+    parts = [type(plan).__module__, dataclasses.asdict(plan), recipe, cases]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Standing:
         running: whether the process that noted it is alive.
         entries: in the ledger, by stage.
         cpu_hours: by stage.
-        best: entry of the best mean Dice by stage: key and Dice.
+        best: mean Dice by stage.
         finished: whether the report is written.
     """
 

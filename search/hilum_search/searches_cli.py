@@ -48,7 +48,7 @@ Cluster = Annotated[
     str | None, typer.Option(help="Train children on a Ray cluster: auto, or ray://HOST:PORT. Needs hilum\\[cluster].")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, tell what it would cost, train nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost; read no case, train nothing.")]
 
 
 def vnas(

@@ -234,6 +234,16 @@ def test_measured_latency_bounds_the_search_and_stands_in_the_pareto_set(
     assert all(0 < row["ms"] < 2 * sum(table.values()) and row["peak_mib"] > 0 for row in rows)
 
 
+def test_other_cases_in_the_same_folder_are_refused(
+    c2fnas: list[str], finished: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(data, tmp_path / "data")
+    phantom(other, "p2", 5)
+    words = [str(other) if word == str(data) else word for word in c2fnas]
+    with pytest.raises(DataError, match="use a new folder"):
+        run(*words, "--out", str(finished[0]))
+
+
 def test_picking_within_limits(finished: tuple[Path, str], tmp_path: Path) -> None:
     out, small = finished[0], tmp_path / "small.json"
     rows = json.loads((out / "pareto.json").read_text())["candidates"]
