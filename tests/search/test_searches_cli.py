@@ -231,7 +231,18 @@ def test_measured_latency_bounds_the_search_and_stands_in_the_pareto_set(
     run(*words, "--out", str(tmp_path / "free"), "--latency")
     table = json.loads((tmp_path / "free" / "latency.json").read_text())["pieces_ms"]
     rows = json.loads((tmp_path / "free" / "pareto.json").read_text())["candidates"]
+    scaled = ["--scale-filters", "3", "--max-latency-ms", "1e5"]
+    run(*words, "--out", str(tmp_path / "scaled"), *scaled)
+    stages = [entry["key"] for entry in contents(tmp_path / "scaled") if entry["stage"] == "latency"]
+    assert len(stages) == len(report(tmp_path / "scaled")["scaled"]) == 1
     assert all(0 < row["ms"] < 2 * sum(table.values()) and row["peak_mib"] > 0 for row in rows)
+
+
+def test_a_prefilter_leaves_few_topologies(c2fnas: list[str], tmp_path: Path) -> None:
+    run(*c2fnas, "--out", str(tmp_path), "--prefilter", "3", "--clusters", "3")
+    (kept,) = (entry["metrics"]["kept"] for entry in contents(tmp_path) if entry["stage"] == "prefilter")
+    assert len(kept) == 3
+    assert {each["topology"] for each in report(tmp_path)["coarse"]["trained"]} <= set(kept)
 
 
 def test_other_cases_in_the_same_folder_are_refused(

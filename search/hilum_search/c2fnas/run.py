@@ -25,9 +25,11 @@ from hilum_search.cost import cost
 from hilum_search.driver import Driver, Expected, fields, outcome
 from hilum_search.driver import expected as stage
 from hilum_search.errors import ArchitectureError
-from hilum_search.latency import Table, covering, measured_table
-from hilum_search.network import build
+from hilum_search.latency import STAGE as LATENCY_STAGE
+from hilum_search.latency import Table, covering, measure_whole, measured_table
+from hilum_search.on_engine import Shapes
 from hilum_search.pareto_page import write_page
+from hilum_search.progress import Stage
 from hilum_search.recipe import Recipe, recipe_of
 from hilum_search.record import Cases
 from hilum_search.sampling import sample
@@ -76,7 +78,8 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
     check_parts(work.recipe, cases)
     allowed = Allowed(work.recipe, plan.limits, _table(driver, plan))
     settings = dataclasses.replace(plan.coarse, only=_filtered(driver, plan, affordable(space, allowed)))
-    first = coarse.coarse(space, driver.evaluator(coarse.STAGE), settings, driver.tell)
+    total = sum(rung.count for rung in settings.halving) or settings.budget
+    first = coarse.coarse(space, driver.evaluator(coarse.STAGE, total), settings)
     supernet = _supernet(driver, plan, cases, first.best, allowed)
     ask = functools.partial(_ask, driver, plan)
     ranked = fine.rank(supernet, work.recipe, cases, plan.fine, driver.ledger, allowed, driver.tell, ask)
@@ -168,7 +171,7 @@ def _filtered(driver: Driver, plan: Plan, among: tuple[int, ...]) -> tuple[int, 
     if known is None:
         began = time.process_time()
         recipe = driver.work.recipe
-        judge = functools.partial(_synflow, len(recipe.file.channels), recipe.classes)
+        judge = _Judge(driver, len(recipe.file.channels), recipe.classes, len(zero_cost.SEEDS) * len(among))
         kept = zero_cost.prefilter([coarse.proxy(plan.space, n) for n in among], plan.prefilter, judge)
         known = driver.ledger.add(
             key=PREFILTER,
@@ -181,12 +184,24 @@ def _filtered(driver: Driver, plan: Plan, among: tuple[int, ...]) -> tuple[int, 
     return tuple(known.metrics["kept"])
 
 
-def _synflow(in_channels: int, classes: int, architecture: Architecture, seed: int) -> float:
-    """Of a small window: the score asks how weights are wired, not what is in the image (our choice)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(architecture, in_channels, classes)
-    return zero_cost.synflow(network, torch.ones(1, in_channels, *FILTER_WINDOW))
+class _Judge:
+    """Synflow of a small window: it asks how weights are wired, not what is in the image (our choice)."""
+
+    def __init__(self, driver: Driver, in_channels: int, classes: int, total: int) -> None:
+        self._driver, self._in_channels, self._classes = driver, in_channels, classes
+        self._done, self._total = 0, total
+        self._batch = torch.ones(1, in_channels, *FILTER_WINDOW), torch.zeros(1, *FILTER_WINDOW, dtype=torch.long)
+
+    def __call__(self, architecture: Architecture, seed: int) -> float:
+        found = zero_cost.score("synflow", architecture, self._in_channels, self._classes, self._batch, _no_loss, seed)
+        self._done += 1
+        self._driver.tell(Stage(PREFILTER, self._done, self._total))
+        return found
+
+
+def _no_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Synflow asks for none."""
+    return logits.sum() * classes.sum()
 
 
 def _mean_macs(recipe: Recipe, networks: Sequence[C2FNAS]) -> float:
@@ -269,8 +284,9 @@ def _scaled(driver: Driver, plan: Plan, base: C2FNAS, allowed: Allowed) -> scale
     if plan.scaling is None:
         return None
     shapes, most = allowed.shapes, plan.limits.gmac
-    budget = scale.Budget(None if most is None else round(most * GIGA))
-    every = scale.grid(base, plan.scaling, shapes.in_channels, shapes.classes, budget)
+    budget = scale.Budget(None if most is None else round(most * GIGA), plan.limits.latency_ms)
+    timed = None if budget.latency_ms is None else functools.partial(_milliseconds, driver, shapes)
+    every = scale.grid(base, plan.scaling, shapes.in_channels, shapes.classes, budget, timed)
     params = plan.limits.params
     sizes = [one for one in every if params is None or one.cost.parameters <= params]
     evaluate = driver.evaluator(SCALE, len(sizes))
@@ -280,6 +296,18 @@ def _scaled(driver: Driver, plan: Plan, base: C2FNAS, allowed: Allowed) -> scale
         return [r.mean for r in evaluate([Child(network, steps, seed, window=size) for network, size in networks])]
 
     return scale.scale(sizes, scores)
+
+
+def _milliseconds(driver: Driver, shapes: Shapes, architecture: Architecture, window: Window) -> float:
+    """Of a whole network at another size, measured once: a table of pieces holds for one window."""
+    key = f"latency {digest(architecture)} {window}"
+    known = driver.ledger.get(key)
+    if known is None:
+        ms = measure_whole(architecture, dataclasses.replace(shapes, window=window)).ms
+        known = driver.ledger.add(
+            key=key, stage=LATENCY_STAGE, architecture=digest(architecture), seed=0, metrics={"ms": ms}, cost={}
+        )
+    return float(known.metrics["ms"])
 
 
 def _size(one: scale.Scaled, score: float) -> dict[str, Any]:
