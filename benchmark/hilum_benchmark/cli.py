@@ -91,6 +91,42 @@ def training(
     _tabled("training", TRAINING_ROWS, _named(only, TRAINING_ROWS), out, Choice(rounds, quick, again, work))
 
 
+@benchmark_app.command()
+def search(
+    only: Annotated[str | None, typer.Option(help="Parts, separated by commas; default: all, in their order.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder of the sample CT and the later case.")] = Path(".samples"),
+    work: Annotated[Path, typer.Option(help="Folder that keeps searches and runs.")] = Path("runs/search"),
+    out: Annotated[Path, typer.Option(help="Folder of the results, a JSON for each part.")] = Path(
+        "docs/results/search"
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at once.")] = 1,
+    again: Annotated[bool, typer.Option(help="Write also the results of parts that have one.")] = False,
+) -> None:
+    """Run both searches on the sample CT, beside networks that nobody searched; about three hours on two cores.
+
+    Stopped at any time, the same command goes on. Rankings, latency, and the later case (scored once) are parts too.
+
+    Example: hilum benchmark search --only vnas-0,c2fnas
+    """
+    from hilum_benchmark.searches import page, parts
+    from hilum_benchmark.searches.bench import Bench
+    from hilum_benchmark.searches.served import LATER
+
+    bench = Bench("demo_search", data, work, out, LATER, workers=workers)
+    known = parts.parts(bench)
+    wanted = list(known) if only is None else only.split(",")
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"There is no part {unknown[0]!r}; there are {', '.join(known)}.")
+    for name in wanted:
+        if bench.has(name) and not again:
+            typer.echo(f"{name}: kept, its result stands in {out}", err=True)
+            continue
+        typer.echo(f"{name}: running", err=True)
+        bench.write(name, known[name](bench))
+    typer.echo(page.write(bench))
+
+
 def _named(only: str | None, rows: Mapping[str, Row]) -> list[str]:
     """The rows that are asked for; by default all that run by default."""
     names = [name for name, row in rows.items() if row.by_default] if only is None else only.split(",")

@@ -1,0 +1,1 @@
+"""Both searches on one real volume, beside networks that nobody searched."""

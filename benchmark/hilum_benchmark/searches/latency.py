@@ -1,0 +1,73 @@
+"""What the run's networks cost on the embedded engine: CPU milliseconds of a window, share of the matrix product."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hilum_benchmark.rows.networks import gemm_gflops
+from hilum_benchmark.searches.bench import Bench, Entry
+from hilum_search.architecture import Architecture, digest
+from hilum_search.cost import cost
+from hilum_search.latency import measure_whole
+from hilum_search.on_engine import Shapes
+
+TRIES = 3
+"""Processes that measure a network; the least counts, as in a table of pieces."""
+LARGE = (96, 96, 96)
+
+
+def measured(bench: Bench, rows: Sequence[Entry], chosen: Sequence[str]) -> dict[str, Any]:
+    """Figures of every network by its digest; of the first of each chosen kind also at 96x96x96.
+
+    The networks are measured in turn, so that a busy spell of the machine meets all of them.
+    """
+    here, large = shapes(bench), dataclasses.replace(shapes(bench), window=LARGE)
+    networks = {digest(row.architecture): row.architecture for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for _ in range(TRIES):
+        for key, network in networks.items():
+            found[key] = _better(found.get(key), _once(network, here))
+    firsts = {name: next(row for row in rows if row.name == name).architecture for name in chosen}
+    at_96: dict[str, dict[str, Any]] = {}
+    for _ in range(TRIES):
+        for name, network in firsts.items():
+            at_96[name] = _better(at_96.get(name), _once(network, large))
+    return {"window": here.window, "networks": found, "at_96": at_96, "gemm_gflops": gemm_gflops()}
+
+
+def equal_latency(bench: Bench, wanted: Architecture, alike: Sequence[Architecture]) -> Architecture:
+    """Of networks from small to large the one whose window takes most nearly as long; looked for by halving."""
+    here = shapes(bench)
+    aim, known = _milliseconds(wanted, here), dict[int, float]()
+    first, last = 0, len(alike) - 1
+    while first < last:
+        middle = (first + last) // 2
+        known[middle] = _milliseconds(alike[middle], here)
+        first, last = (middle + 1, last) if known[middle] < aim else (first, middle)
+    nearest = {n: known.get(n) or _milliseconds(alike[n], here) for n in {max(first - 1, 0), first}}
+    return alike[min(nearest, key=lambda n: abs(nearest[n] - aim))]
+
+
+def shapes(bench: Bench) -> Shapes:
+    """What the recipe's networks take and give."""
+    rules = bench.rules
+    return Shapes(len(rules.file.channels), rules.classes, rules.preprocessing.windows.size)
+
+
+def _milliseconds(network: Architecture, here: Shapes) -> float:
+    return min(measure_whole(network, here).ms for _ in range(TRIES))
+
+
+def _once(network: Architecture, here: Shapes) -> dict[str, Any]:
+    used, counted = measure_whole(network, here), cost(network, here.in_channels, here.classes, here.window)
+    gflops = 2 * counted.macs / used.ms / 1e6
+    return {"ms": used.ms, "window_mib": used.window_mib, "gflops": gflops} | {
+        "macs": counted.macs,
+        "parameters": counted.parameters,
+    }
+
+
+def _better(one: Mapping[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
+    return dict(one) if one is not None and one["ms"] <= other["ms"] else other

@@ -1,0 +1,138 @@
+"""How far each cheaper way of judging topologies agrees with training each of them fully: Kendall's tau."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hilum_benchmark.searches.bench import Bench
+from hilum_search import zero_cost
+from hilum_search.architecture import C2FNAS
+from hilum_search.c2fnas.clusters import nearest
+from hilum_search.c2fnas.coarse import proxy
+from hilum_search.c2fnas.run import FILTER_WINDOW, space_of
+from hilum_search.children import Child, Evaluator, Result
+from hilum_search.driver import Driver, Place, driving
+from hilum_search.halving import fitness, halve, ladder
+from hilum_search.ranks import kendall
+from hilum_search.spaces import C2FNASSpace
+
+SHARE = 6
+"""A cut is to cost at most one part in so many."""
+DRAWN = 1
+"""Seed of the topologies."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings by which the ledger is known."""
+
+    space: C2FNASSpace
+    topologies: tuple[int, ...]
+    steps: int
+    seed: int = 0
+
+    @property
+    def networks(self) -> list[C2FNAS]:
+        """What stands for each topology."""
+        return [proxy(self.space, n) for n in self.topologies]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of judging: a score of each topology, larger is better, and the training steps that it took."""
+
+    scores: Sequence[float]
+    steps: int
+    cpu_seconds: float
+
+
+def ranks(bench: Bench) -> dict[str, Any]:
+    """Every way beside full training, with its cost; full training with another seed says what can be hoped for."""
+    a = bench.amounts
+    space = space_of(bench.rules, a.rank_filters)
+    plan = Plan(space, _drawn(space, a.rank_children), a.rank_steps)
+    (bench.work / "ranks").mkdir(parents=True, exist_ok=True)
+    with driving(bench.job("ranks"), plan, Place(bench.workers)) as driver:
+        full = _trained(driver, "full", plan, plan.steps, plan.seed)
+        ways = {
+            "another seed": _trained(driver, "again", plan, plan.steps, plan.seed + 1),
+            f"{plan.steps // SHARE} steps": _trained(driver, "short", plan, plan.steps // SHARE, plan.seed),
+            "halving": _halved(driver, plan),
+            "inheritance": _inherited(driver, plan),
+            "pre-filter": _filtered(bench, plan),
+        }
+    walks = [space.walks[n] for n in plan.topologies]
+    whole = {"steps": full.steps, "cpu_seconds": full.cpu_seconds, "scores": list(full.scores)}
+    return {"walks": walks, "full": whole, "ways": {name: _beside(way, full) for name, way in ways.items()}}
+
+
+def _beside(way: Way, full: Way) -> dict[str, Any]:
+    costs = {"steps": way.steps / full.steps, "cpu": way.cpu_seconds / full.cpu_seconds}
+    return {"scores": list(way.scores), "cost": costs} | asdict(kendall(way.scores, full.scores))
+
+
+def _trained(driver: Driver, stage: str, plan: Plan, steps: int, seed: int) -> Way:
+    """Every topology trained afresh."""
+    children = [Child(network, steps, seed) for network in plan.networks]
+    return _way(children, driver.evaluator(stage, len(children))(children))
+
+
+def _halved(driver: Driver, plan: Plan) -> Way:
+    """As ``--halving`` does it."""
+    paid: list[tuple[Child, Result]] = []
+    evaluate = _noting(driver.evaluator("halving"), paid)
+    children = [Child(network, plan.steps, plan.seed) for network in plan.networks]
+    halved = halve(children, ladder(len(children), plan.steps), evaluate)
+    return Way([float(score) for score in halved.scores], halved.steps, sum(r.cpu_seconds for _, r in paid))
+
+
+def _inherited(driver: Driver, plan: Plan) -> Way:
+    """As ``--inherit`` does it: the first trains fully, each other one a little from the nearest before it."""
+    evaluate, walks = driver.evaluator("inheritance"), plan.space.walks
+    few = (plan.steps * len(plan.topologies) // SHARE - plan.steps) // (len(plan.topologies) - 1)
+    known: dict[int, tuple[Child, Result]] = {}
+    for topology, network in zip(plan.topologies, plan.networks, strict=True):
+        child = Child(network, plan.steps, plan.seed)
+        if known:
+            start = known[nearest(walks, known, topology)][0].key
+            child = Child(network, max(few, 1), plan.seed, start)
+        known[topology] = child, evaluate([child])[0]
+    return _way(*zip(*known.values(), strict=True))
+
+
+def _filtered(bench: Bench, plan: Plan) -> Way:
+    """Synflow, as ``--prefilter`` asks it."""
+    channels, classes = len(bench.rules.file.channels), bench.rules.classes
+    batch = torch.ones(1, channels, *FILTER_WINDOW), torch.zeros(1, *FILTER_WINDOW, dtype=torch.long)
+
+    def judge(network: C2FNAS, seed: int) -> float:
+        return zero_cost.score("synflow", network, channels, classes, batch, lambda logits, _: logits.sum(), seed)
+
+    means = [sum(judge(each, seed) for seed in zero_cost.SEEDS) / len(zero_cost.SEEDS) for each in plan.networks]
+    return Way(means, 0, 0.0)
+
+
+def _way(children: Sequence[Child], results: Sequence[Result]) -> Way:
+    steps = sum(child.steps for child in children)
+    return Way([fitness(result) for result in results], steps, sum(result.cpu_seconds for result in results))
+
+
+def _noting(evaluate: Evaluator, paid: list[tuple[Child, Result]]) -> Evaluator:
+    """The same, and what it trained is noted."""
+
+    def noted(children: Sequence[Child]) -> list[Result]:
+        results = evaluate(children)
+        paid.extend(zip(children, results, strict=True))
+        return results
+
+    return noted
+
+
+def _drawn(space: C2FNASSpace, count: int) -> tuple[int, ...]:
+    chance = np.random.default_rng(DRAWN)
+    return tuple(map(int, chance.choice(space.topologies, count, replace=False)))
