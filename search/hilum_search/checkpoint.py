@@ -33,7 +33,7 @@ class Done:
 
     Attributes:
         step: steps done.
-        cpu_seconds: spent on them.
+        cpu_seconds, gpu_seconds: spent on them.
         digest: SHA-256 of what is trained, so that another run is not taken up.
         best: the best mean Dice so far, and ``stale``: scorings since.
         ended: whether nothing is left to do.
@@ -45,6 +45,7 @@ class Done:
     best: float = -math.inf
     stale: int = 0
     ended: bool = False
+    gpu_seconds: float = 0.0
 
 
 def save(folder: Path, state: State, done: Done) -> None:

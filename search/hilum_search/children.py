@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hilum_search.architecture import Architecture, digest
 from hilum_search.recipe import Recipe
+from hilum_search.spent import Spent
 
 if TYPE_CHECKING:
     from hilum_client.cluster import Cluster
@@ -66,12 +67,13 @@ class Result:
     Attributes:
         dice: by label, over all cases that it was scored on; NaN where none holds the label.
         mean: of these.
-        cpu_seconds: of its training, scoring included.
+        cpu_seconds, gpu_seconds: of its training, scoring included.
     """
 
     dice: Mapping[str, float] = field(default_factory=dict)
     mean: float = math.nan
     cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
 
 Evaluator = Callable[[Sequence[Child]], list[Result]]
@@ -126,7 +128,8 @@ def train_child(job: Job) -> Result:
         own = inherited_start(own, work.folder(child.start), recipe)
     trained = train(recipe, cases, work.folder(child.key), own=own)
     dice = _tested(trained, recipe, cases) if child.final else _numbers(trained.training["dice"])
-    return Result(dice, mean(dice), float(trained.training["cpu_seconds"]))
+    spent = Spent.of(trained.training)
+    return Result(dice, mean(dice), spent.cpu_seconds, spent.gpu_seconds)
 
 
 def recipe_of(recipe: Recipe, child: Child) -> Recipe:
@@ -170,7 +173,7 @@ def in_ledger(
                 architecture=digest(child.architecture),
                 seed=child.seed,
                 metrics={"dice": dict(result.dice), "mean": result.mean, "steps": child.steps, "start": child.start},
-                cost={"cpu_seconds": result.cpu_seconds},
+                cost={"cpu_seconds": result.cpu_seconds, "gpu_seconds": result.gpu_seconds},
             )
             told(child, result)
         return [_known(ledger, child) for child in children]
@@ -209,7 +212,8 @@ def _known(ledger: Ledger, child: Child) -> Result:
     if entry is None:  # written just now
         raise KeyError(child.key)
     dice = _numbers(entry.metrics["dice"])
-    return Result(dice, mean(dice), float(entry.cost["cpu_seconds"]))
+    spent = Spent.of(entry.cost)
+    return Result(dice, mean(dice), spent.cpu_seconds, spent.gpu_seconds)
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from hilum_search.architecture import Architecture, to_json
 from hilum_search.children import Child, Evaluator, Result, Work, gathered, in_ledger, on_cluster
 from hilum_search.errors import DataError
 from hilum_search.gpus import OPERATIONS, PASSES
-from hilum_search.ledger import Ledger
+from hilum_search.ledger import Hours, Ledger
 from hilum_search.progress import Report, Stage
 
 J = TypeVar("J")
@@ -143,7 +143,7 @@ class Standing:
         stage: the last one that was noted; None before the first.
         running: whether the process that noted it is alive.
         entries: in the ledger, by stage.
-        cpu_hours: by stage.
+        spent: by stage.
         best: mean Dice by stage.
         finished: whether the report is written.
     """
@@ -151,7 +151,7 @@ class Standing:
     stage: Stage | None
     running: bool
     entries: Mapping[str, int]
-    cpu_hours: Mapping[str, float]
+    spent: Mapping[str, Hours]
     best: Mapping[str, float]
     finished: bool
 
@@ -175,7 +175,7 @@ def standing(out: Path) -> Standing:
         None if note is None else Stage(*(note[each.name] for each in dataclasses.fields(Stage))),
         note is not None and alive(note["pid"]),
         counts,
-        {stage: spent.cpu for stage, spent in totals.items()},
+        totals,
         best,
         (out / REPORT).is_file(),
     )
@@ -202,6 +202,18 @@ def finals(networks: Sequence[Architecture], steps: int, seed: int) -> list[Chil
     return [Child(network, steps, seed, final=True) for network in networks]
 
 
+def hours_told(spent: Iterable[Hours]) -> str:
+    """What stages took together, in words; GPU hours where there were any."""
+    every = list(spent)
+    cpu, gpu = sum(each.cpu for each in every), sum(each.gpu for each in every)
+    return f"{cpu:.2f} CPU hours" + (f", {gpu:.2f} GPU hours" if gpu else "")
+
+
+def hours_of(report: Mapping[str, Any]) -> str:
+    """What a search took as its report has it, in words."""
+    return hours_told(Hours(each["cpu_hours"], each["gpu_hours"], 0.0) for each in report["cost"].values())
+
+
 def fields(architecture: Architecture) -> dict[str, Any]:
     """The architecture as JSON has it, family included."""
     found: dict[str, Any] = json.loads(to_json(architecture))
@@ -216,6 +228,7 @@ def outcome(child: Child, result: Result) -> dict[str, Any]:
         "dice": dict(result.dice),
         "mean": result.mean,
         "cpu_seconds": result.cpu_seconds,
+        "gpu_seconds": result.gpu_seconds,
     }
 
 

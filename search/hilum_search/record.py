@@ -16,6 +16,7 @@ from hilum_inference.manifest import Fingerprint, Manifest, Provenance
 from hilum_search.architecture import digest
 from hilum_search.data import Case
 from hilum_search.recipe import Recipe
+from hilum_search.spent import Spent
 from hilum_search.store import Store
 from hilum_search.windows import Prepared, prepare
 
@@ -87,7 +88,7 @@ class Outcome:
         dice: of every label over all that is held back; empty where nothing is.
         per_case: the same for each case.
         step: at which the kept weights stood.
-        cpu_seconds: of the run's first process.
+        spent: by the run's first process.
         parameters: of the network.
         start: SHA-256 of the weights that were fine-tuned, empty for none.
     """
@@ -95,7 +96,7 @@ class Outcome:
     dice: Mapping[str, float]
     per_case: Mapping[str, Mapping[str, float]]
     step: int
-    cpu_seconds: float
+    spent: Spent
     parameters: int = 0
     start: str = ""
 
@@ -148,7 +149,7 @@ def record(recipe: Recipe, cases: Cases, outcome: Outcome) -> dict[str, Any]:
         "dice_per_case": {name: _plain(scores) for name, scores in outcome.per_case.items()},
         "step": outcome.step,
         "start": outcome.start,
-        "cpu_seconds": round(outcome.cpu_seconds, 1),
+        **outcome.spent.fields(),
         "processor": processor(),
         "software": versions(),
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hilum_search.train_cli import read_or_plan
+from hilum_search.train_cli import device_of, read_or_plan
 
 if TYPE_CHECKING:
     from hilum_search.children import Work
@@ -252,6 +252,7 @@ def _window(text: str) -> tuple[int, int, int]:
 def _run(work: Work, plan: Any, place: Place, run: Callable[..., Any], told: Callable[..., list[str]]) -> None:
     from hilum_search.driver import driving
 
+    device_of(work.device)  # the search's own trainer would say it in torch's words
     with _stages() as show, driving(work, plan, place, show) as driver:
         report = run(driver, plan)
     for line in told(work.out, report):
@@ -288,6 +289,8 @@ def _left(seconds: float) -> str:
 
 
 def _standing_lines(out: Path, found: Standing) -> Iterator[str]:
+    from hilum_search.driver import hours_told
+
     state = "finished" if found.finished else "running" if found.running else "stopped; the same command goes on"
     yield f"{out}: {state}"
     if found.stage is not None and not found.finished:
@@ -296,7 +299,7 @@ def _standing_lines(out: Path, found: Standing) -> Iterator[str]:
         yield f"  now: {s.name}, {s.done} of {s.total}{left}"
     for stage, count in found.entries.items():
         best = f", best Dice {found.best[stage]:.3f}" if stage in found.best else ""
-        yield f"  {stage:<10} {count:>4} in the ledger, {found.cpu_hours[stage]:.2f} CPU hours{best}"
+        yield f"  {stage:<10} {count:>4} in the ledger, {hours_told([found.spent[stage]])}{best}"
 
 
 def _tell_cost(stages: list[Any], work: Work) -> None:

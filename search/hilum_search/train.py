@@ -27,6 +27,7 @@ from hilum_search.own_architecture import OwnNetwork
 from hilum_search.recipe import Recipe
 from hilum_search.record import Cases, Outcome
 from hilum_search.settled import settled
+from hilum_search.spent import Clock, Spent
 from hilum_search.start import start_from
 from hilum_search.store import running
 from hilum_search.supervision import Supervised
@@ -142,7 +143,8 @@ class _Run:
         curve = Curve(self.out, ["loss", "rate", "cpu_seconds", *self._columns()])
         if self.team.first:
             curve.begin(first)
-        begun, saved, cpu = time.monotonic(), time.monotonic(), time.process_time() - self.done.cpu_seconds
+        begun, saved = time.monotonic(), time.monotonic()
+        clock = Clock(self.team.device, Spent(self.done.cpu_seconds, self.done.gpu_seconds))
         mean, last = math.nan, self.done.ended
         steps = range(first, 0 if last else t.steps)
         with (
@@ -154,14 +156,17 @@ class _Run:
                 step = self.done.step
                 value = self._step(step, batch)
                 mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-                self.done = replace(self.done, step=step + 1, cpu_seconds=time.process_time() - cpu)
+                spent = clock.read()
+                self.done = replace(
+                    self.done, step=step + 1, cpu_seconds=spent.cpu_seconds, gpu_seconds=spent.gpu_seconds
+                )
                 scores = self._score(step + 1)
                 last = self.team.agree(step + 1 == t.steps or self._stale())
                 self.done = replace(self.done, ended=last)
                 if self.team.first:
                     if last or scores or (step + 1) % CURVE_EVERY == 0:
-                        spent = self.done.cpu_seconds
-                        row = {"loss": mean, "rate": learning_rate(t, step), "cpu_seconds": spent, **scores}
+                        cpu = spent.cpu_seconds
+                        row = {"loss": mean, "rate": learning_rate(t, step), "cpu_seconds": cpu, **scores}
                         curve.add(step + 1, row)
                     if report is not None:
                         pace = (time.monotonic() - begun) / (step + 1 - first)
@@ -200,7 +205,8 @@ class _Run:
             held = (each.case for each in self.cases.validation)
             scores = validate(self.finished(), self.recipe, held, self.team.device)
         done, size = self.done, parameters(self.network)
-        return Outcome(scores.together, scores.per_case, done.step, done.cpu_seconds, size, self.start)
+        spent = Spent(done.cpu_seconds, done.gpu_seconds)
+        return Outcome(scores.together, scores.per_case, done.step, spent, size, self.start)
 
     def _score(self, step: int) -> dict[str, float]:
         """Dice of the averaged weights on what is held back, where it is time; the best weights are remembered."""

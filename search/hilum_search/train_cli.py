@@ -124,7 +124,7 @@ def _all_folds(order: Order, folds: int) -> None:
     from hilum_search.trained import write_ensemble
 
     names = [f"fold{number}" for number in range(folds)]
-    with join(_device(order.device)) as team:  # processes meet once, not once a fold
+    with join(device_of(order.device)) as team:  # processes meet once, not once a fold
         for number, name in enumerate(names):
             recipe = order.recipe.with_split(fold=number)
             _one(Order(recipe, order.data, order.out / name, order.start, order.device), order.out)
@@ -140,7 +140,7 @@ def _one(order: Order, surveys: Path | None = None) -> None:
     from hilum_search.train import Own
     from hilum_search.train import train as run
 
-    device, quiet = _device(order.device), rank() > 0
+    device, quiet = device_of(order.device), rank() > 0
     with _bar("reading the cases", quiet) as show:
         cases = gather(order.recipe, order.data, order.out, show, surveys)
     with _training(order.recipe, quiet) as report:
@@ -149,7 +149,7 @@ def _one(order: Order, surveys: Path | None = None) -> None:
         _tell(order.out, trained)
 
 
-def _device(name: str | None) -> torch.device | None:
+def device_of(name: str | None) -> torch.device | None:
     """The device of that name, where it is there.
 
     Raises:

@@ -49,6 +49,7 @@ from hilum_search.sampling import decode
 from hilum_search.settled import settled
 from hilum_search.snapshot import Snapshot
 from hilum_search.spaces import VNASSpace
+from hilum_search.spent import Clock, Spent
 from hilum_search.store import Store, running
 from hilum_search.train import CHECKPOINT_SECONDS, LARGEST_GRADIENT
 from hilum_search.validate import validate
@@ -113,7 +114,7 @@ class Found:
         probabilities: (21, operators), encoder first.
         mix_dice: of the super-net itself ("Mix") on the test part, by label.
         mix_dice_validation: the same on the part that trained alpha and beta.
-        cpu_seconds: of this process, every start of the search together.
+        spent: every start of the search together.
         steps: of the weights.
     """
 
@@ -121,7 +122,7 @@ class Found:
     probabilities: tuple[tuple[float, ...], ...]
     mix_dice: Mapping[str, float]
     mix_dice_validation: Mapping[str, float]
-    cpu_seconds: float
+    spent: Spent
     steps: int
 
 
@@ -223,9 +224,9 @@ class _Run:
         self.windows, self.held = Windows(cases.train, recipe), Windows(cases.validation, own)
         optimisers = {"weights": self.weights, "architecture": self.architecture}
         self.state = Snapshot({"network": network}, optimisers)
-        notes = snapshot.restore(out / SNAPSHOT, self.state, digest) or {"step": 0, "cpu_seconds": 0.0}
+        notes = snapshot.restore(out / SNAPSHOT, self.state, digest) or {"step": 0}
         self.step = int(notes["step"])
-        self.cpu = time.process_time() - float(notes["cpu_seconds"])
+        self.clock = Clock(self.device, Spent.of(notes))
 
     def go(self, report: Report | None) -> None:
         """Run to the last step, from the snapshot where there is one."""
@@ -255,7 +256,7 @@ class _Run:
         test = validate(network, self.recipe, (each.case for each in self.cases.test), self.device)
         validation = validate(network, self.recipe, (each.case for each in self.cases.validation), self.device)
         scores = tuple(tuple(map(float, row)) for row in self.network.scores())
-        spent = round(time.process_time() - self.cpu, 1)
+        spent = self.clock.read()
         return Found(self.network.decoded(), scores, test.together, validation.together, spent, self.step)
 
     def _iterate(self, step: int) -> None:
@@ -291,7 +292,7 @@ class _Run:
         return self.step == last or self.step % every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS
 
     def _save(self) -> None:
-        notes = {"step": self.step, "cpu_seconds": time.process_time() - self.cpu}
+        notes = {"step": self.step} | self.clock.read().fields()
         snapshot.save(self.out / SNAPSHOT, self.state, self.digest, notes)
 
     def _work(self, step: int) -> float:
@@ -395,7 +396,7 @@ def _record(found: Found, settings: Settings, space: VNASSpace, network: Relaxed
         "mix_dice": dict(found.mix_dice),
         "mix_dice_validation": dict(found.mix_dice_validation),
         "parameters": parameters(network),
-        "cpu_seconds": found.cpu_seconds,
+        **found.spent.fields(),
         "steps": found.steps,
         "processor": processor(),
         "software": versions(),
@@ -416,7 +417,7 @@ def _read(out: Path, digest: str, space: VNASSpace) -> Found | None:
     scores = tuple(map(tuple, (*fields["probabilities"]["encoder"], *fields["probabilities"]["decoder"])))
     architecture = space.build(decode(space, np.array(scores)))
     mix, validation = fields["mix_dice"], fields["mix_dice_validation"]
-    return Found(architecture, scores, mix, validation, fields["cpu_seconds"], fields["steps"])
+    return Found(architecture, scores, mix, validation, Spent.of(fields), fields["steps"])
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from hilum_search import vnas
 from hilum_search.architecture import Architecture, digest
 from hilum_search.children import CHILDREN, Child, Result, gathered, mean
 from hilum_search.cost import cost, network_cost
-from hilum_search.driver import Driver, Expected, fields, finals, outcome
+from hilum_search.driver import Driver, Expected, fields, finals, hours_of, outcome
 from hilum_search.driver import expected as stage
 from hilum_search.recipe import Recipe
 from hilum_search.relaxed import Relaxed
@@ -64,7 +64,7 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
         architecture=digest(found.architecture),
         seed=seed,
         metrics=metrics | {"mean": mean(found.mix_dice_validation), "probabilities": found.probabilities},
-        cost={"cpu_seconds": found.cpu_seconds},
+        cost=found.spent.fields(),
     )
     drawn = random_children(work.recipe, space, plan) if plan.random_steps else []
     scored = driver.evaluator(RANDOM, len(drawn))(drawn)
@@ -101,11 +101,10 @@ def told(out: Path, report: Mapping[str, Any]) -> list[str]:
     ]
     if "random" in final:
         lines.append(f"  best of {len(report['random'])} drawn at random, retrained: {final['random']['mean']:.3f}")
-    hours = sum(each["cpu_hours"] for each in report["cost"].values())
     folder = out / CHILDREN / final["found"]["key"]
     return [
         *lines,
-        f"{hours:.2f} CPU hours; entropy of the choices: {out / SUPERNET / 'entropy.png'}",
+        f"{hours_of(report)}; entropy of the choices: {out / SUPERNET / 'entropy.png'}",
         f"Next: hilum export {folder} --repository DIR",
     ]
 

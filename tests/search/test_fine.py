@@ -20,10 +20,10 @@ from hilum_search.c2fnas.fine import (
     Inherited,
     candidates,
     changed,
-    cpu_seconds,
     crossover,
     path_at,
     rank,
+    spent,
     train_supernet,
 )
 from hilum_search.c2fnas.supernet import SuperNet
@@ -130,7 +130,7 @@ def test_an_interrupted_super_net_goes_on_to_the_same_weights(
     assert stages[-1].seconds_left == 0
     assert equal(whole, cut)
     assert not equal(whole, supernet(recipe))
-    assert cpu_seconds(tmp_path / "cut") > 0
+    assert spent(tmp_path / "cut").cpu_seconds > 0
 
 
 def test_a_finished_super_net_is_read_back(sgd: Recipe, cases: Cases, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_super_net_that_cannot_be_is_refused(sgd: Recipe, cases: Cases, tmp_pa
     with pytest.raises(ArchitectureError, match="no topology"):
         train_supernet(sgd, cases, tmp_path, FEW, SPACE, 99)
     with pytest.raises(DataError, match="no super-net"):
-        cpu_seconds(tmp_path)
+        spent(tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(sgd: Recipe, case: Case, tmp_path: Path) -> None:
@@ -238,7 +238,10 @@ def test_ranking_reports_the_best_of_both_ways(sgd: Recipe, cases: Cases) -> Non
     assert {path.topology for path in values} == {WALK}
     row = book.rows[0]
     assert (row["stage"], row["seed"], row["architecture"]) == ("rank", 0, digest(SPACE.build(drawn[0])))
-    assert row["metrics"]["choices"] == list(drawn[0].choices) and row["cost"] == {"cpu_seconds": 1.0}
+    assert row["metrics"]["choices"] == list(drawn[0].choices) and row["cost"] == {
+        "cpu_seconds": 1.0,
+        "gpu_seconds": 0.0,
+    }
 
 
 def test_without_generations_there_is_chance_alone(sgd: Recipe, cases: Cases) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hilum_cases import phantom
 from typer.testing import CliRunner
 
 from hilum_search import architecture as architectures
 from hilum_search.architecture import parse_architecture
-from hilum_search.errors import ArchitectureError, DataError
+from hilum_search.errors import ArchitectureError, DataError, RecipeError
 from hilum_search.ledger import Ledger
 from hilum_search.search_cli import search_app
 from hilum_search.trained import read_trained
@@ -212,6 +213,9 @@ def test_what_cannot_be_searched_is_said_before_anything_trains(
     assert not (tmp_path / "no-test" / "children").exists()
     with pytest.raises(DataError, match="folds need at least"):
         run("c2fnas", "--recipe", recipe, "--data", str(data), "--out", str(tmp_path / "few"), "--test-share", "0.75")
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="no device 'cuda' here"):
+            run(*c2fnas, "--out", str(tmp_path / "gpu"), "--device", "cuda")
     with pytest.raises(DataError, match="no search"):
         run("status", str(tmp_path))
 

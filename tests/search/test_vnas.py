@@ -20,6 +20,7 @@ from hilum_search.recipe import Recipe, parse_recipe
 from hilum_search.record import Cases
 from hilum_search.relaxed import Relaxed
 from hilum_search.spaces import VNASSpace
+from hilum_search.spent import Spent
 from hilum_search.validate import validate
 from hilum_search.vnas import RECORD, SNAPSHOT, Found, Settings, search, space_of
 from hilum_search.windows import Windows, seed_of
@@ -75,7 +76,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def but_seconds(found: Found) -> Found:
-    return dataclasses.replace(found, cpu_seconds=0.0)
+    return dataclasses.replace(found, spent=Spent())
 
 
 def test_a_search_trains_weights_then_both_and_leaves_what_it_found(

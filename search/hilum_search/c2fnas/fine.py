@@ -37,6 +37,7 @@ from hilum_search.record import Cases
 from hilum_search.sampling import mutate
 from hilum_search.settled import settled
 from hilum_search.spaces import C2FNASSpace, Genotype
+from hilum_search.spent import Clock, Spent
 from hilum_search.store import running
 from hilum_search.train import CHECKPOINT_SECONDS, LARGEST_GRADIENT
 from hilum_search.validate import validate
@@ -166,7 +167,7 @@ def train_supernet(
         return _Run(fitting, cases, out, space, topology, chosen).go(report)
 
 
-def cpu_seconds(out: Path) -> float:
+def spent(out: Path) -> Spent:
     """What the super-net in ``out`` took so far, over all interruptions.
 
     Raises:
@@ -177,7 +178,7 @@ def cpu_seconds(out: Path) -> float:
     if not (out / PATHS).is_file():
         raise DataError(f"There is no super-net in {out}.")
     with safe_open(out / PATHS, "pt") as file:
-        return float(json.loads(file.metadata()["notes"])["cpu_seconds"])
+        return Spent.of(json.loads(file.metadata()["notes"]))
 
 
 def path_at(space: C2FNASSpace, seed: int, step: int) -> tuple[int, ...]:
@@ -285,19 +286,19 @@ class _Run:
         self.loss, self.windows = make_loss(t, device), Windows(cases.train, recipe)
         self._state = snapshot.Snapshot({"supernet": self.supernet}, {"optimiser": self.optimiser})
         self._digest = _sha([recipe.file.model_dump(mode="json"), cases.digest(), asdict(space), topology])
-        notes = snapshot.restore(self._file, self._state, self._digest) or {"step": 0, "cpu_seconds": 0.0}
-        self._first, self._spent = int(notes["step"]), float(notes["cpu_seconds"])
+        notes = snapshot.restore(self._file, self._state, self._digest) or {"step": 0}
+        self._first, self._clock = int(notes["step"]), Clock(device, Spent.of(notes))
 
     def go(self, report: Report | None) -> SuperNet:
         """Run to the last step."""
-        t, begun, cpu = self.recipe.training, time.monotonic(), time.process_time()
+        t, begun = self.recipe.training, time.monotonic()
         saved = begun
         with running(self.cases.train), quick_convolutions(self.supernet):
             for step in range(self._first, t.steps):
                 self._step(step)
                 done, now = step + 1, time.monotonic()
                 if done == t.steps or done % t.checkpoint_every == 0 or now - saved > CHECKPOINT_SECONDS:
-                    self._save(done, self._spent + time.process_time() - cpu)
+                    self._save(done)
                     saved = now
                 if report is not None:
                     pace = (now - begun) / (done - self._first)
@@ -324,8 +325,9 @@ class _Run:
         nn.utils.clip_grad_norm_(path.parameters(), LARGEST_GRADIENT)
         self.optimiser.step()
 
-    def _save(self, step: int, spent: float) -> None:
-        snapshot.save(self._file, self._state, self._digest, {"step": step, "cpu_seconds": spent})
+    def _save(self, step: int) -> None:
+        notes = {"step": step} | self._clock.read().fields()
+        snapshot.save(self._file, self._state, self._digest, notes)
 
 
 @dataclass(frozen=True)
@@ -422,7 +424,7 @@ class _Ranking:
             architecture=digest(self.paths.space.build(path)),
             seed=self.seed,
             metrics={"mean": result.mean, "dice": dict(result.dice), "choices": list(path.choices)},
-            cost={"cpu_seconds": result.cpu_seconds},
+            cost={"cpu_seconds": result.cpu_seconds, "gpu_seconds": result.gpu_seconds},
         )
         return result.mean
 

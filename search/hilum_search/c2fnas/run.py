@@ -22,7 +22,7 @@ from hilum_search.c2fnas.scale import Window
 from hilum_search.c2fnas.supernet import SuperNet
 from hilum_search.children import CHILDREN, Child, Result, Work, gathered, mean
 from hilum_search.cost import cost
-from hilum_search.driver import Driver, Expected, fields, outcome
+from hilum_search.driver import Driver, Expected, fields, hours_of, outcome
 from hilum_search.driver import expected as stage
 from hilum_search.errors import ArchitectureError
 from hilum_search.latency import STAGE as LATENCY_STAGE
@@ -135,13 +135,12 @@ def _sizes(recipe: Recipe, plan: Plan) -> list[scale.Scaled]:
 def told(out: Path, report: Mapping[str, Any]) -> list[str]:
     """The report in a few lines."""
     final, coarse_part = report["retrained"]["found"], report["coarse"]
-    hours = sum(each["cpu_hours"] for each in report["cost"].values())
     levels = " ".join(map(str, coarse_part["best"]))
     return [
         f"Topology {levels}; {coarse_part['steps']} steps of children instead of {coarse_part['full_steps']}",
         f"Mean Dice: {report['inherited']:.3f} on validation with the super-net's weights, {final['mean']:.3f} on the "
         "test cases retrained",
-        f"{hours:.2f} CPU hours; all paths that were ranked: {out / PAGE}",
+        f"{hours_of(report)}; all paths that were ranked: {out / PAGE}",
         f"Next: hilum export {out / CHILDREN / final['key']} --repository DIR",
     ]
 
@@ -270,7 +269,7 @@ def _supernet(driver: Driver, plan: Plan, cases: Cases, topology: int, allowed: 
         architecture="",
         seed=seed,
         metrics={"topology": plan.space.walks[topology]},
-        cost={"cpu_seconds": fine.cpu_seconds(folder)},
+        cost=fine.spent(folder).fields(),
     )
     return supernet
 
