@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ R = TypeVar("R")
 LEDGER, STATUS, REPORT, ARCHITECTURE = "ledger.sqlite", "status.json", "report.json", "architecture.json"
 TOLD_EVERY = 1.0
 """Seconds between two notes of where a search stands."""
+LOOKED_EVERY = 0.5
+"""Seconds between two looks at what a job notes."""
 
 
 class Driver:
@@ -44,7 +47,7 @@ class Driver:
     def __init__(self, work: Work, ledger: Ledger, cluster: Cluster, report: Report | None) -> None:
         self.work, self.ledger, self.cluster = work, ledger, cluster
         self._report = report
-        self._told = -TOLD_EVERY
+        self._note = noting(work.out, os.getpid())
         self._begun: dict[str, tuple[float, int]] = {}
 
     def tell(self, stage: Stage) -> None:
@@ -52,11 +55,7 @@ class Driver:
         timed = self._timed(stage)
         if self._report is not None:
             self._report(timed)
-        now = time.monotonic()
-        if now - self._told >= TOLD_EVERY or timed.done == timed.total:
-            self._told = now
-            note = dataclasses.asdict(timed) | {"pid": os.getpid(), "time": time.time()}
-            write_json(self.work.out / STATUS, note)
+        self._note(timed)
 
     def evaluator(self, stage: str, total: int = 0) -> Evaluator:
         """Trains children of a stage; where it has a ``total``, every child is told of."""
@@ -71,6 +70,30 @@ class Driver:
                 self.tell(Stage(stage, told["done"], total, max(known, default=None)))
 
         return in_ledger(self.ledger, self.cluster, self.work, stage, done)
+
+    def follow(self, function: Callable[[J], R], job: J) -> R:
+        """One long job, done where children are trained; what it notes by ``noting`` is reported meanwhile."""
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        try:
+            (result,) = self.map(function, [job])
+        finally:
+            over.set()
+            watch.join()
+        return result
+
+    def _watch(self, over: threading.Event) -> None:
+        """Report every new note until it is over, and the last one then."""
+        seen = _note(self.work.out)
+        while True:
+            last = over.wait(LOOKED_EVERY)
+            found = _note(self.work.out)
+            if found is not None and found != seen and self._report is not None:
+                self._report(_stage(found))
+            seen = found
+            if last:
+                return
 
     def map(self, function: Callable[[J], R], jobs: Sequence[J]) -> Iterator[R]:
         """Jobs that are no children, done where children are trained; results in the order asked."""
@@ -92,6 +115,25 @@ class Driver:
             return stage
         pace = (time.monotonic() - began) / (stage.done - first)
         return dataclasses.replace(stage, seconds_left=pace * (stage.total - stage.done))
+
+
+def noting(out: Path, pid: int) -> Report:
+    """Notes in a search's folder where its job stands, whatever machine the job runs on.
+
+    Args:
+        out: folder of the search.
+        pid: of the search's driver, which is who runs the search.
+    """
+    told = -TOLD_EVERY
+
+    def note(stage: Stage) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= TOLD_EVERY or stage.done == stage.total:
+            told = now
+            write_json(out / STATUS, dataclasses.asdict(stage) | {"pid": pid, "time": time.time()})
+
+    return note
 
 
 @dataclass(frozen=True)
@@ -166,19 +208,30 @@ def standing(out: Path) -> Standing:
         raise DataError(f"There is no search in {out}; give the --out of hilum search vnas or c2fnas.")
     with Ledger.read(out / LEDGER) as ledger:
         entries, totals = ledger.entries(), ledger.totals()
-    note = json.loads((out / STATUS).read_text()) if (out / STATUS).is_file() else None
+    note = _note(out)
     stages = list(totals)
     counts = {stage: sum(entry.stage == stage for entry in entries) for stage in stages}
     scores = {stage: [_mean(entry.metrics) for entry in entries if entry.stage == stage] for stage in stages}
     best = {stage: max(found) for stage, values in scores.items() if (found := [v for v in values if v is not None])}
     return Standing(
-        None if note is None else Stage(*(note[each.name] for each in dataclasses.fields(Stage))),
+        None if note is None else _stage(note),
         note is not None and alive(note["pid"]),
         counts,
         totals,
         best,
         (out / REPORT).is_file(),
     )
+
+
+def _note(out: Path) -> dict[str, Any] | None:
+    """The last note of a search; None before the first."""
+    path = out / STATUS
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return found
+
+
+def _stage(note: Mapping[str, Any]) -> Stage:
+    return Stage(*(note[each.name] for each in dataclasses.fields(Stage)))
 
 
 def alive(pid: int) -> bool:

@@ -65,6 +65,16 @@ class Relaxed(Network):
         found: NDArray[np.float64] = torch.softmax(logits, 1).numpy()
         return found
 
+    def expected(self, costs: Tensor) -> Tensor:
+        """What the probabilities make of a cost of each cell's operators, relative to operators that count alike.
+
+        Args:
+            costs: (21, operators), encoder first, 0 or more; of any unit.
+        """
+        shares = torch.softmax(torch.cat([self.alpha, self.beta]), 1)
+        found: Tensor = (shares * costs).sum() / costs.mean(1).sum()
+        return found
+
     def decoded(self) -> VNAS:
         """The architecture of each cell's most probable operator; the first of equals."""
         return self.space.build(decode(self.space, self.scores()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,6 +48,9 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes of this machine tha
 Cluster = Annotated[
     str | None, typer.Option(help="Train children on a Ray cluster: auto, or ray://HOST:PORT. Needs hilum\\[cluster].")
 ]
+Latency = Annotated[
+    bool, typer.Option("--latency", help="Measure pieces of networks first, so that networks have milliseconds.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what it would cost; read no case, train nothing.")]
 
@@ -64,6 +68,10 @@ def vnas(
         int | None,
         typer.Option(min=0, help="Of each network of the random search at equal cost; 0: none. Else half of --steps."),
     ] = None,
+    latency: Latency = False,
+    latency_weight: Annotated[
+        float, typer.Option(min=0, help="Of the expected latency beside the loss of alpha and beta; measures pieces.")
+    ] = 0.0,
     fold: Fold = None,
     test_share: TestShare = None,
     retrain: Retrain = None,
@@ -77,8 +85,8 @@ def vnas(
     """Search an operator for every cell of V-NAS, by gradient; retrain the network found.
 
     The recipe must hold back validation cases (they train alpha and beta) and test cases (scored at the end). Random
-    search gets the same arithmetic, and its best network the same retraining. Stopped at any time, the same command
-    goes on.
+    search gets the same arithmetic, and its best network the same retraining. All networks that were ranked stand in a
+    Pareto set. Stopped at any time, the same command goes on.
 
     Example: hilum search vnas --recipe nih.toml --data NIH --out runs/vnas --steps 8000
     """
@@ -91,7 +99,7 @@ def vnas(
     )
     settings = Settings(steps, warmup, architecture_rate=rate, seed=work.recipe.training.seed)
     drawn = max(1, steps // 2) if random_steps is None else random_steps
-    plan = vnas_run.Plan(settings, retrain or work.recipe.training.steps, drawn)
+    plan = vnas_run.Plan(settings, retrain or work.recipe.training.steps, drawn, latency, latency_weight)
     if dry_run:
         return _tell_cost(vnas_run.expected(work.recipe, plan), work)
     _run(work, plan, Place(workers, cluster), vnas_run.run, vnas_run.told)
@@ -133,9 +141,7 @@ def c2fnas(
     max_latency_ms: Annotated[
         float | None, typer.Option(help="CPU milliseconds of one window on the embedded engine at most.")
     ] = None,
-    latency: Annotated[
-        bool, typer.Option("--latency", help="Measure pieces of networks first, so that paths have milliseconds.")
-    ] = False,
+    latency: Latency = False,
     scale_filters: Annotated[
         list[int] | None, typer.Option(help="Scale the best path to so many filters, too; may be repeated.")
     ] = None,
@@ -161,10 +167,10 @@ def c2fnas(
     from hilum_search.architecture import BASIC, WIDE
     from hilum_search.c2fnas import coarse, run
     from hilum_search.c2fnas.fine import FineSettings
-    from hilum_search.c2fnas.limits import Limits
     from hilum_search.c2fnas.scale import Axes
     from hilum_search.driver import Place
     from hilum_search.halving import ladder
+    from hilum_search.limits import Limits
 
     work = _work(
         out, data, recipe, {"fold": fold, "test_share": test_share}, {"seed": seed, "threads": threads}, device
@@ -206,7 +212,7 @@ def status(out: Annotated[Path, typer.Argument(help="Folder of a search, running
 
 
 def pick(
-    out: Annotated[Path, typer.Argument(help="Folder of a finished c2fnas search.")],
+    out: Annotated[Path, typer.Argument(help="Folder of a finished search.")],
     to: Annotated[Path, typer.Option("--to", help="File for the network's architecture.")] = Path("architecture.json"),
     max_latency_ms: Annotated[float | None, typer.Option(help="Milliseconds of one window at most.")] = None,
     max_gmac: Annotated[float | None, typer.Option(help="Multiply-accumulates of one window at most, 10^9.")] = None,
@@ -252,7 +258,10 @@ def _window(text: str) -> tuple[int, int, int]:
 def _run(work: Work, plan: Any, place: Place, run: Callable[..., Any], told: Callable[..., list[str]]) -> None:
     from hilum_search.driver import driving
 
-    device_of(work.device)  # the search's own trainer would say it in torch's words
+    if place.cluster is None:
+        device_of(work.device)
+    else:  # its workers may have a device that is lacking here, and stand in folders of their own
+        work = replace(work, data=work.data.resolve(), out=work.out.resolve())
     with _stages() as show, driving(work, plan, place, show) as driver:
         report = run(driver, plan)
     for line in told(work.out, report):

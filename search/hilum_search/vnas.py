@@ -70,6 +70,19 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Price:
+    """What operators cost, so that alpha and beta mind it beside the loss (our choice, after ProxylessNAS, ICLR 2019).
+
+    Attributes:
+        ms: (21, operators) milliseconds, encoder first.
+        weight: of the expected milliseconds, as a share of those of operators that all count alike.
+    """
+
+    ms: tuple[tuple[float, ...], ...]
+    weight: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """What decides a search besides recipe, cases and space.
 
@@ -80,6 +93,7 @@ class Settings:
         architecture_rate: of alpha and beta. Adam moves a logit by about this much in a step, so a search of few steps
             needs more than the default, which is the source's.
         seed: of weights and windows.
+        price: None: Dice alone.
 
     Raises:
         RecipeError: a figure outside its bounds.
@@ -90,6 +104,7 @@ class Settings:
     learning_rate: float = 0.05
     architecture_rate: float = 3e-4
     seed: int = 0
+    price: Price | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -222,6 +237,7 @@ class _Run:
         )
         own = recipe.with_training(seed=seed_of(settings.seed, 1))
         self.windows, self.held = Windows(cases.train, recipe), Windows(cases.validation, own)
+        self.costs = None if settings.price is None else torch.tensor(settings.price.ms, device=self.device)
         optimisers = {"weights": self.weights, "architecture": self.architecture}
         self.state = Snapshot({"network": network}, optimisers)
         notes = snapshot.restore(out / SNAPSHOT, self.state, digest) or {"step": 0}
@@ -271,6 +287,7 @@ class _Run:
         if step >= self.settings.warmup:
             with _still(self.w), _unremembered(self.network):
                 self._backward(self.held.batch(step, places), step)
+                self._mind_costs()
                 _take(self.architecture)
 
     def _backward(self, batch: Batch, step: int) -> None:
@@ -286,6 +303,12 @@ class _Run:
                 "rates, or look for voxels of absurd intensity; the last checkpoint is kept."
             )
         torch.autograd.backward(value)
+
+    def _mind_costs(self) -> None:
+        """Add the gradients of what the operators are expected to cost."""
+        price = self.settings.price
+        if price is not None and self.costs is not None:
+            torch.autograd.backward(price.weight * self.network.expected(self.costs))
 
     def _due(self, saved: float) -> bool:
         every, last = self.recipe.training.checkpoint_every, self.settings.steps
@@ -379,7 +402,10 @@ def _digest(recipe: Recipe, cases: Cases, settings: Settings, space: VNASSpace) 
     learnt = cases
     if not (cases.origins and all(origin.files for origin in cases.origins)):  # then by voxels, those held back too
         learnt = dataclasses.replace(cases, train=[*cases.train, *cases.validation, *cases.test])
-    parts = [recipe.file.model_dump_json(), learnt.digest(), dataclasses.asdict(settings), space.operators]
+    told = dataclasses.asdict(settings)
+    if settings.price is not None:  # another machine that goes on has measured other figures
+        told["price"] = settings.price.weight
+    parts = [recipe.file.model_dump_json(), learnt.digest(), told, space.operators]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

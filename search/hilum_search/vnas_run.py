@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,19 +13,22 @@ from typing import Any
 
 import torch
 
-from hilum_search import vnas
+from hilum_search import pareto, vnas
 from hilum_search.architecture import Architecture, digest
-from hilum_search.children import CHILDREN, Child, Result, gathered, mean
+from hilum_search.children import CHILDREN, Child, Result, Work, gathered, mean
 from hilum_search.cost import cost, network_cost
-from hilum_search.driver import Driver, Expected, fields, finals, hours_of, outcome
+from hilum_search.driver import Driver, Expected, fields, finals, hours_of, noting, outcome
 from hilum_search.driver import expected as stage
+from hilum_search.latency import Table
+from hilum_search.limits import Allowed, Limits, operator_ms, table_in
+from hilum_search.pareto_page import write_page
 from hilum_search.recipe import Recipe
 from hilum_search.relaxed import Relaxed
 from hilum_search.sampling import sample
 from hilum_search.spaces import VNASSpace
 from hilum_search.windows import seed_of
 
-SUPERNET, RANDOM, FINAL = "supernet", "random", "final"
+SUPERNET, RANDOM, JUDGED, FINAL, PAGE = "supernet", "random", "judged", "final", "pareto.html"
 _RANDOM_SEED = 0x72616E64
 
 
@@ -34,29 +39,37 @@ class Plan:
     Attributes:
         search: the bi-level search.
         retrain_steps: of every network that is chosen, from fresh weights.
-        random_steps: of each network of the random search; 0: no random search.
+        random_steps: of each network of the random search, and of the found one beside them; 0: no random search.
+        latency: whether pieces of networks are measured on the embedded engine, before anything is trained.
+        latency_weight: of the expected latency in the loss of alpha and beta, see ``vnas.Price``; 0: Dice alone.
     """
 
     search: vnas.Settings
     retrain_steps: int
     random_steps: int
+    latency: bool = False
+    latency_weight: float = 0.0
 
 
 def run(driver: Driver, plan: Plan) -> dict[str, Any]:
     """Search, retrain, compare; the report, which is written too.
 
     Random search gets the super-net's budget in multiply-accumulates: networks are drawn and trained until it is spent.
-    The best of them by validation Dice is retrained just as the found one.
+    The best of them by validation Dice is retrained just as the found one. The found one is also trained as they are,
+    and all of them stand in the Pareto set, which is written as JSON, CSV, picture and page.
 
     Raises:
         DataError: parts that are empty, share a case or lack a label.
         RecipeError: a window or batch that the super-net cannot be trained with.
     """
     work, seed = driver.work, plan.search.seed
-    cases = gathered(work)
+    vnas.check_parts(work.recipe, gathered(work))
     space = vnas.space_of(work.recipe)
-    device = None if work.device is None else torch.device(work.device)
-    found = vnas.search(work.recipe, cases, work.out / SUPERNET, plan.search, driver.tell, space, device)
+    table = table_in(work.out, work.recipe, space, driver.tell) if plan.latency or plan.latency_weight else None
+    settings = plan.search
+    if table is not None and plan.latency_weight:
+        settings = dataclasses.replace(settings, price=vnas.Price(operator_ms(table, space), plan.latency_weight))
+    found = driver.follow(train_supernet, SupernetJob(work, settings, os.getpid()))
     metrics = {"mix": dict(found.mix_dice), "mix_validation": dict(found.mix_dice_validation)}
     driver.ledger.add(
         key=SUPERNET,
@@ -68,12 +81,31 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
     )
     drawn = random_children(work.recipe, space, plan) if plan.random_steps else []
     scored = driver.evaluator(RANDOM, len(drawn))(drawn)
+    judged = _judged(driver, plan, found.architecture) if drawn else None
+    if judged is not None:
+        _write_pareto(driver, table, [(found.architecture, judged), *_pairs(drawn, scored)])
     chosen = [found.architecture, *_best(drawn, scored)]
     children = finals(chosen, plan.retrain_steps, seed)
     results = driver.evaluator(FINAL, len(children))(children)
-    return driver.finish(
-        found.architecture, _report(plan, found, list(zip(drawn, scored, strict=True)), children, results)
-    )
+    report = _report(plan, found, list(zip(drawn, scored, strict=True)), children, results)
+    return driver.finish(found.architecture, report | {"found_validation": None if judged is None else judged.mean})
+
+
+@dataclass(frozen=True)
+class SupernetJob:
+    """The super-net's training, and all that a worker needs for it; ``pid`` is the driver's."""
+
+    work: Work
+    settings: vnas.Settings
+    pid: int
+
+
+def train_supernet(job: SupernetJob) -> vnas.Found:
+    """Train the super-net in this process, or go on with it."""
+    work = job.work
+    device = None if work.device is None else torch.device(work.device)
+    note = noting(work.out, job.pid)
+    return vnas.search(work.recipe, gathered(work), work.out / SUPERNET, job.settings, note, device=device)
 
 
 def expected(recipe: Recipe, plan: Plan) -> list[Expected]:
@@ -88,6 +120,7 @@ def expected(recipe: Recipe, plan: Plan) -> list[Expected]:
     return [
         stage(SUPERNET, 1, both, supernet, batch),
         stage(RANDOM, len(drawn), len(drawn) * plan.random_steps, some, batch),
+        stage(JUDGED, min(1, len(drawn)), min(1, len(drawn)) * plan.random_steps, some, batch),
         stage(FINAL, chosen, chosen * plan.retrain_steps, some, batch),
     ]
 
@@ -101,6 +134,7 @@ def told(out: Path, report: Mapping[str, Any]) -> list[str]:
     ]
     if "random" in final:
         lines.append(f"  best of {len(report['random'])} drawn at random, retrained: {final['random']['mean']:.3f}")
+        lines.append(f"  trained alike, on validation: found {report['found_validation']:.3f}; all: {out / PAGE}")
     folder = out / CHILDREN / final["found"]["key"]
     return [
         *lines,
@@ -140,6 +174,25 @@ def _steps(settings: vnas.Settings) -> float:
 def _macs(recipe: Recipe, child: Child) -> int:
     size = recipe.preprocessing.windows.size
     return cost(child.architecture, len(recipe.file.channels), recipe.classes, size).macs
+
+
+def _judged(driver: Driver, plan: Plan, architecture: Architecture) -> Result:
+    """The found network trained and scored as the random ones are."""
+    (result,) = driver.evaluator(JUDGED, 1)([Child(architecture, plan.random_steps, plan.search.seed)])
+    return result
+
+
+def _pairs(children: Sequence[Child], results: Sequence[Result]) -> list[tuple[Architecture, Result]]:
+    return [(child.architecture, result) for child, result in zip(children, results, strict=True)]
+
+
+def _write_pareto(driver: Driver, table: Table | None, judged: Sequence[tuple[Architecture, Result]]) -> None:
+    """The found network, then the random ones."""
+    allowed = Allowed(driver.work.recipe, Limits(), table)
+    names = ["found", *(f"random {n}" for n in range(1, len(judged)))]
+    candidates = [allowed.candidate(name, a, result.mean) for name, (a, result) in zip(names, judged, strict=True)]
+    pareto.write(driver.work.out, candidates, (pareto.cost_axis(candidates), "params"))
+    write_page(driver.work.out / PAGE, candidates, driver.work.recipe.name)
 
 
 def _best(children: Sequence[Child], results: Sequence[Result]) -> list[Architecture]:

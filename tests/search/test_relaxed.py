@@ -69,6 +69,18 @@ def test_a_mixture_is_the_mean_of_its_branches_at_the_start() -> None:
     np.testing.assert_array_equal(relaxed.scores(), np.full((21, 3), 1 / 3))
 
 
+def test_expected_costs_are_relative_to_operators_that_count_alike() -> None:
+    relaxed = Relaxed(space(), 1, 3)
+    costs = torch.ones(21, 3)
+    costs[:, 2] = 7.0
+    assert relaxed.expected(costs).item() == pytest.approx(1.0)
+    with torch.no_grad():
+        relaxed.alpha[:, 2] = relaxed.beta[:, 2] = 50.0
+    assert relaxed.expected(costs).item() == pytest.approx(7.0 / 3.0)
+    torch.autograd.backward(relaxed.expected(costs))
+    assert relaxed.alpha.grad is not None and relaxed.beta.grad is not None
+
+
 def test_gradients_reach_alpha_beta_and_every_branch() -> None:
     relaxed = Relaxed(TINY, 1, 3)
     relaxed(torch.rand(2, 1, 32, 32, 32)).square().mean().backward()

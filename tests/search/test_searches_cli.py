@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,13 @@ def test_vnas_reports_the_gap_and_random_search(vnas: list[str], tmp_path: Path)
     assert found["random"]
     assert found["retrained"]["random"]["architecture"] in [each["architecture"] for each in found["random"]]
     assert "gap" in said
+    rows = json.loads((out / "pareto.json").read_text())["candidates"]
+    assert [row["name"] for row in rows] == ["found", *(f"random {n}" for n in range(1, len(found["random"]) + 1))]
+    assert rows[0]["architecture"] == found["found"] and rows[0]["dice"] == found["found_validation"]
+    assert (out / "pareto.html").is_file() and "trained alike" in said
+    picked = tmp_path / "small.json"
+    run("pick", str(out), "--max-params", str(min(row["params"] for row in rows)), "--to", str(picked))
+    assert parse_architecture(picked.read_bytes()).family == "vnas"
     assert (out / "supernet" / "entropy.png").is_file()
     assert parse_architecture((out / "architecture.json").read_bytes()).family == "vnas"
 
@@ -240,6 +248,30 @@ def test_measured_latency_bounds_the_search_and_stands_in_the_pareto_set(
     stages = [entry["key"] for entry in contents(tmp_path / "scaled") if entry["stage"] == "latency"]
     assert len(stages) == len(report(tmp_path / "scaled")["scaled"]) == 1
     assert all(0 < row["ms"] < 2 * sum(table.values()) and row["peak_mib"] > 0 for row in rows)
+
+
+def test_a_supernet_trains_in_a_worker_and_is_told_of_here(vnas: list[str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(*vnas, "--out", str(one), "--random-steps", "0")
+    run(*vnas, "--out", str(two), "--random-steps", "0", "--workers", "2")
+    here, there = report(one), report(two)
+    assert all(there[name] == here[name] for name in ("found", "mix", "probabilities", "gap"))
+    note = json.loads((two / "status.json").read_text())
+    assert note["pid"] == os.getpid()
+
+
+@pytest.mark.slow
+def test_a_vnas_that_minds_latency_measures_its_operators(vnas: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*vnas, "--out", str(out), "--latency-weight", "0.5")
+    price = json.loads((out / "supernet" / "supernet.json").read_text())["settings"]["price"]
+    assert price["weight"] == 0.5
+    assert [len(row) for row in price["ms"]] == [3] * 21
+    rows = json.loads((out / "pareto.json").read_text())["candidates"]
+    assert all(row["ms"] > 0 and row["peak_mib"] > 0 for row in rows)
+    before = report(out)
+    run(*vnas, "--out", str(out), "--latency-weight", "0.5")
+    assert report(out) == before
 
 
 def test_a_prefilter_leaves_few_topologies(c2fnas: list[str], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hilum_search.relaxed import Relaxed
 from hilum_search.spaces import VNASSpace
 from hilum_search.spent import Spent
 from hilum_search.validate import validate
-from hilum_search.vnas import RECORD, SNAPSHOT, Found, Settings, search, space_of
+from hilum_search.vnas import RECORD, SNAPSHOT, Found, Price, Settings, search, space_of
 from hilum_search.windows import Windows, seed_of
 
 TINY = VNAS(("2d",) * 16, ("2d",) * 5, 4, (4, 4, 4, 4), pooling=(1, 2))
@@ -77,6 +77,22 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def but_seconds(found: Found) -> Found:
     return dataclasses.replace(found, spent=Spent())
+
+
+def test_a_price_that_outweighs_everything_decides(small: Recipe, cases: Cases, tmp_path: Path) -> None:
+    ms = tuple((1.0, 9.0) if cell % 2 else (9.0, 1.0) for cell in range(21))
+    found = run(small, cases, tmp_path, dataclasses.replace(FAST, price=Price(ms, 1e4)))
+    chosen = [*found.architecture.encoder, *found.architecture.decoder]
+    assert chosen == ["2d" if cell % 2 else "p3d" for cell in range(21)]
+    with pytest.raises(DataError, match="another recipe, settings"):
+        run(small, cases, tmp_path, FAST)
+
+
+def test_another_machine_goes_on_with_its_own_milliseconds(small: Recipe, cases: Cases, tmp_path: Path) -> None:
+    one, other = (dataclasses.replace(FAST, price=Price(((ms, 2.0),) * 21, 0.5)) for ms in (1.0, 1.5))
+    with pytest.raises(StoppedError):
+        run(small, cases, tmp_path, one, stop_after(2))
+    assert run(small, cases, tmp_path, other).steps == FAST.steps
 
 
 def test_a_search_trains_weights_then_both_and_leaves_what_it_found(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +18,16 @@ import torch
 from hilum_search import pareto, zero_cost
 from hilum_search.architecture import BASIC, C2FNAS, C2FNAS_PANC, Architecture, Operator, digest
 from hilum_search.c2fnas import coarse, fine, scale
-from hilum_search.c2fnas.limits import GIGA, Allowed, Limits, affordable, setting_of
 from hilum_search.c2fnas.scale import Window
 from hilum_search.c2fnas.supernet import SuperNet
 from hilum_search.children import CHILDREN, Child, Result, Work, gathered, mean
 from hilum_search.cost import cost
-from hilum_search.driver import Driver, Expected, fields, hours_of, outcome
+from hilum_search.driver import Driver, Expected, fields, hours_of, noting, outcome
 from hilum_search.driver import expected as stage
 from hilum_search.errors import ArchitectureError
 from hilum_search.latency import STAGE as LATENCY_STAGE
-from hilum_search.latency import Table, covering, measure_whole, measured_table
+from hilum_search.latency import Table, measure_whole
+from hilum_search.limits import GIGA, Allowed, Limits, affordable, table_in
 from hilum_search.on_engine import Shapes
 from hilum_search.pareto_page import write_page
 from hilum_search.progress import Stage
@@ -38,7 +39,6 @@ from hilum_search.spaces import C2FNASSpace, Genotype
 from hilum_search.vnas import check_parts
 
 PREFILTER, SUPERNET, SCALE, FINAL, PAGE = "prefilter", "supernet", "scale", "final", "pareto.html"
-LATENCY = "latency.json"
 FILTER_WINDOW = (32, 32, 32)
 
 
@@ -87,7 +87,9 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
     network, window = (scaled.best.architecture, scaled.best.window) if scaled else (space.build(ranked.best), None)
     chosen = Child(network, plan.retrain_steps, seed, final=True, window=window)
     (result,) = driver.evaluator(FINAL, 1)([chosen])
-    candidates = [_candidate(allowed, space, path, dice) for path, dice in ranked.ranking]
+    candidates = [
+        allowed.candidate("".join(map(str, path.choices)), space.build(path), dice) for path, dice in ranked.ranking
+    ]
     pareto.write(work.out, candidates, (pareto.cost_axis(candidates), "params"))
     write_page(work.out / PAGE, candidates, work.recipe.name)
     report = {
@@ -209,6 +211,25 @@ def _mean_macs(recipe: Recipe, networks: Sequence[C2FNAS]) -> float:
 
 
 @dataclass(frozen=True)
+class SupernetJob:
+    """The super-net's training, and all that a worker needs for it; ``pid`` is the driver's."""
+
+    work: Work
+    space: C2FNASSpace
+    topology: int
+    settings: fine.FineSettings
+    pid: int
+
+
+def train_supernet(job: SupernetJob) -> None:
+    """Train the super-net in this process, or go on with it; its weights stay in the search's folder."""
+    work = job.work
+    device = None if work.device is None else torch.device(work.device)
+    args = (work.recipe, gathered(work), work.out / SUPERNET, job.settings, job.space, job.topology)
+    fine.train_supernet(*args, noting(work.out, job.pid), device)
+
+
+@dataclass(frozen=True)
 class PathJob:
     """One path to be scored, and all that a worker needs for it."""
 
@@ -245,24 +266,23 @@ def _inherited(text: str, data: Path, out: Path, of: tuple[str | None, C2FNASSpa
 
 
 def _table(driver: Driver, plan: Plan) -> Table | None:
-    """Milliseconds of all pieces of the space, from the search's folder where they were measured before."""
+    """Milliseconds of all pieces of the space, where somebody asks for them."""
     if not plan.latency and plan.limits.latency_ms is None:
         return None
-    path, setting = driver.work.out / LATENCY, setting_of(driver.work.recipe)
-    return measured_table(path, setting, covering(plan.space), driver.tell)
+    return table_in(driver.work.out, driver.work.recipe, plan.space, driver.tell)
 
 
 def _supernet(driver: Driver, plan: Plan, cases: Cases, topology: int, allowed: Allowed) -> SuperNet:
-    """The super-net of a topology, trained and noted in the ledger.
+    """The super-net of a topology, trained where children are, read back here and noted in the ledger.
 
     Raises:
         ArchitectureError: no path of the topology keeps the limits; nothing was trained for it.
     """
     work, seed, folder = driver.work, plan.coarse.seed, driver.work.out / SUPERNET
     fine.candidates(plan.space, topology, plan.fine, seed, allowed)
-    device = None if work.device is None else torch.device(work.device)
+    driver.follow(train_supernet, SupernetJob(work, plan.space, topology, plan.fine, os.getpid()))
     args = (work.recipe, cases, folder, plan.fine, plan.space, topology)
-    supernet = fine.train_supernet(*args, driver.tell, device)
+    supernet = fine.train_supernet(*args, device=torch.device("cpu"))
     driver.ledger.add(
         key=SUPERNET,
         stage=SUPERNET,
@@ -312,14 +332,6 @@ def _milliseconds(driver: Driver, shapes: Shapes, architecture: Architecture, wi
 def _size(one: scale.Scaled, score: float) -> dict[str, Any]:
     found = {"architecture": fields(one.architecture), "window": one.window, "mean": score}
     return found | {"macs": one.cost.macs, "params": one.cost.parameters}
-
-
-def _candidate(allowed: Allowed, space: C2FNASSpace, path: Genotype, dice: float) -> pareto.Candidate:
-    architecture, name = space.build(path), "".join(map(str, path.choices))
-    found, table = allowed.cost(architecture), allowed.table
-    told = None if table is None else table.predict(architecture)
-    ms, peak = (None, None) if told is None else (told.ms, told.peak_mib)
-    return pareto.Candidate(name, fields(architecture), dice, ms, peak, found.parameters, found.macs)
 
 
 def _coarse(space: C2FNASSpace, found: coarse.Coarse) -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""What a network of the search may cost at most, and which topologies have one that keeps it."""
+"""What a network of a search costs, what it may cost at most, and which topologies have one that keeps it."""
 
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from hilum_search.architecture import Architecture
+from hilum_search.architecture import Architecture, to_json
 from hilum_search.cost import Cost, cost
 from hilum_search.errors import ArchitectureError
-from hilum_search.latency import Setting, Table
+from hilum_search.latency import Setting, Table, covering, measured_table
 from hilum_search.on_engine import Shapes
+from hilum_search.pareto import Candidate
+from hilum_search.pieces import pieces
+from hilum_search.progress import Report
 from hilum_search.recipe import Recipe
-from hilum_search.spaces import C2FNASSpace, Genotype
+from hilum_search.spaces import C2FNASSpace, Genotype, Space, VNASSpace
 
 GIGA = 10**9
+LATENCY = "latency.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,13 @@ class Allowed:
         """Of one window."""
         return _cost(architecture, self.shapes)
 
+    def candidate(self, name: str, architecture: Architecture, dice: float) -> Candidate:
+        """The network for a Pareto set: counted, and by the table where there is one."""
+        found, told = self.cost(architecture), None if self.table is None else self.table.predict(architecture)
+        ms, peak = (None, None) if told is None else (told.ms, told.peak_mib)
+        fields = json.loads(to_json(architecture))
+        return Candidate(name, fields, dice, ms, peak, found.parameters, found.macs)
+
 
 @functools.lru_cache(maxsize=4096)
 def _cost(architecture: Architecture, shapes: Shapes) -> Cost:
@@ -79,9 +92,16 @@ def shapes_of(recipe: Recipe) -> Shapes:
     return Shapes(len(recipe.file.channels), recipe.classes, recipe.preprocessing.windows.size)
 
 
-def setting_of(recipe: Recipe) -> Setting:
-    """What a latency table of this machine and recipe holds for."""
-    return Setting(shapes_of(recipe))
+def operator_ms(table: Table, space: VNASSpace) -> tuple[tuple[float, ...], ...]:
+    """(21, operators) milliseconds of each cell's operators, encoder first."""
+    uniform = [pieces(space.build(Genotype(0, (n,) * space.cells))) for n in range(len(space.operators))]
+    keys = [[piece.key for piece in row] for row in zip(*uniform, strict=True)]
+    return tuple(tuple(table.pieces_ms[key] for key in row) for row in keys if len(set(row)) > 1)
+
+
+def table_in(folder: Path, recipe: Recipe, space: Space, report: Report | None) -> Table:
+    """Milliseconds of all pieces of a space; what the folder of the search has already is not measured again."""
+    return measured_table(folder / LATENCY, Setting(shapes_of(recipe)), covering(space), report)
 
 
 def affordable(space: C2FNASSpace, allowed: Allowed) -> tuple[int, ...]:
