@@ -161,7 +161,8 @@ def _ranks(bench: Bench) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, way in found["ways"].items():
         share = f"{100 * way['cost']['steps']:.0f} % | {100 * way['cost']['cpu']:.0f} %"
-        yield f"| {name} | {share} | {way['tau']:.2f} ({way['low']:.2f} to {way['high']:.2f}) |"
+        tau = "–" if way["tau"] is None else f"{way['tau']:.2f} ({way['low']:.2f} to {way['high']:.2f})"
+        yield f"| {name} | {share} | {tau} |"
 
 
 def _peak(bench: Bench) -> Iterator[str]:

@@ -68,12 +68,15 @@ def ranks(bench: Bench) -> dict[str, Any]:
         }
     walks = [space.walks[n] for n in plan.topologies]
     whole = {"steps": full.steps, "cpu_seconds": full.cpu_seconds, "scores": list(full.scores)}
-    return {"walks": walks, "full": whole, "ways": {name: _beside(way, full) for name, way in ways.items()}}
+    return {"walks": walks, "full": whole, "ways": {name: beside(way, full) for name, way in ways.items()}}
 
 
-def _beside(way: Way, full: Way) -> dict[str, Any]:
+def beside(way: Way, full: Way) -> dict[str, Any]:
+    """Tau with its interval; none where all scores are equal, which happens where nothing was learnt yet."""
     costs = {"steps": way.steps / full.steps, "cpu": way.cpu_seconds / full.cpu_seconds}
-    return {"scores": list(way.scores), "cost": costs} | asdict(kendall(way.scores, full.scores))
+    told = {"scores": list(way.scores), "cost": costs}
+    ranks_nothing = min(len(set(way.scores)), len(set(full.scores))) < 2
+    return told | ({"tau": None} if ranks_nothing else asdict(kendall(way.scores, full.scores)))
 
 
 def _trained(driver: Driver, stage: str, plan: Plan, steps: int, seed: int) -> Way:
