@@ -20,6 +20,8 @@ from hilum_search.recipe import Recipe
 from hilum_search.spent import Spent
 
 if TYPE_CHECKING:
+    import torch
+
     from hilum_client.cluster import Cluster
     from hilum_search.ledger import Ledger
     from hilum_search.record import Cases
@@ -67,7 +69,7 @@ class Result:
     Attributes:
         dice: by label, over all cases that it was scored on; NaN where none holds the label.
         mean: of these.
-        cpu_seconds, gpu_seconds: of its training, scoring included.
+        cpu_seconds, gpu_seconds: of its training, with the scoring on validation cases, without that on test cases.
     """
 
     dice: Mapping[str, float] = field(default_factory=dict)
@@ -96,6 +98,13 @@ class Work:
     out: Path
     device: str | None = None
 
+    @property
+    def where(self) -> torch.device | None:
+        """The device; None: a GPU where there is one."""
+        import torch
+
+        return None if self.device is None else torch.device(self.device)
+
     def folder(self, key: str) -> Path:
         """Of a child."""
         return self.out / CHILDREN / key
@@ -115,15 +124,13 @@ def train_child(job: Job) -> Result:
     Raises:
         DataError: nothing to score it on, or no trained model where it should start.
     """
-    import torch
-
     from hilum_search.inherit import inherited_start
     from hilum_search.train import Own, train
 
     work, child = job.work, job.child
     recipe = recipe_of(work.recipe, child)
     cases = gathered(work, child.final)
-    own = Own(device=None if work.device is None else torch.device(work.device))
+    own = Own(device=work.where)
     if child.start:
         own = inherited_start(own, work.folder(child.start), recipe)
     trained = train(recipe, cases, work.folder(child.key), own=own)

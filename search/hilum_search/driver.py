@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +88,9 @@ class Driver:
         seen = _note(self.work.out)
         while True:
             last = over.wait(LOOKED_EVERY)
-            found = _note(self.work.out)
+            found = seen
+            with contextlib.suppress(OSError):  # a shared folder may fail once
+                found = _note(self.work.out)
             if found is not None and found != seen and self._report is not None:
                 self._report(_stage(found))
             seen = found
@@ -144,7 +146,7 @@ class Place:
     cluster: str | None = None
 
 
-@contextmanager
+@contextlib.contextmanager
 def driving(work: Work, plan: object, place: Place, report: Report | None = None) -> Iterator[Driver]:
     """A driver with its ledger and cluster open.
 

@@ -93,10 +93,10 @@ def shapes_of(recipe: Recipe) -> Shapes:
 
 
 def operator_ms(table: Table, space: VNASSpace) -> tuple[tuple[float, ...], ...]:
-    """(21, operators) milliseconds of each cell's operators, encoder first."""
+    """(21, operators) milliseconds of each cell's operators, encoder first; noise may have measured less than none."""
     uniform = [pieces(space.build(Genotype(0, (n,) * space.cells))) for n in range(len(space.operators))]
     keys = [[piece.key for piece in row] for row in zip(*uniform, strict=True)]
-    return tuple(tuple(table.pieces_ms[key] for key in row) for row in keys if len(set(row)) > 1)
+    return tuple(tuple(max(0.0, table.pieces_ms[key]) for key in row) for row in keys if len(set(row)) > 1)
 
 
 def table_in(folder: Path, recipe: Recipe, space: Space, report: Report | None) -> Table:

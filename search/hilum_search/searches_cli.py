@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -99,6 +100,8 @@ def vnas(
     )
     settings = Settings(steps, warmup, architecture_rate=rate, seed=work.recipe.training.seed)
     drawn = max(1, steps // 2) if random_steps is None else random_steps
+    if latency and not drawn:
+        raise typer.BadParameter("--latency is for networks to choose from; leave out --random-steps 0.")
     plan = vnas_run.Plan(settings, retrain or work.recipe.training.steps, drawn, latency, latency_weight)
     if dry_run:
         return _tell_cost(vnas_run.expected(work.recipe, plan), work)
@@ -223,11 +226,10 @@ def pick(
     Example: hilum search pick runs/c2fnas --max-gmac 40 --to small.json
     """
     from hilum_search import pareto
-    from hilum_search.architecture import from_fields, to_json
+    from hilum_search.architecture import parse_architecture, to_json
 
     chosen = pareto.pick(pareto.read(out / "pareto.json"), max_latency_ms, max_gmac, max_params)
-    fields = {name: value for name, value in chosen.architecture.items() if name != "format"}
-    to.write_text(to_json(from_fields(fields)))
+    to.write_text(to_json(parse_architecture(json.dumps(chosen.architecture))))
     typer.echo(f"{to}: {chosen.name}, {pareto.figures(chosen)}")
 
 

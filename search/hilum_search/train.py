@@ -156,16 +156,14 @@ class _Run:
                 step = self.done.step
                 value = self._step(step, batch)
                 mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-                spent = clock.read()
-                self.done = replace(
-                    self.done, step=step + 1, cpu_seconds=spent.cpu_seconds, gpu_seconds=spent.gpu_seconds
-                )
+                self.done = replace(self.done, step=step + 1)
                 scores = self._score(step + 1)
                 last = self.team.agree(step + 1 == t.steps or self._stale())
-                self.done = replace(self.done, ended=last)
+                spent = clock.read()  # what is scored is paid for too
+                cpu, gpu = spent.cpu_seconds, spent.gpu_seconds
+                self.done = replace(self.done, ended=last, cpu_seconds=cpu, gpu_seconds=gpu)
                 if self.team.first:
                     if last or scores or (step + 1) % CURVE_EVERY == 0:
-                        cpu = spent.cpu_seconds
                         row = {"loss": mean, "rate": learning_rate(t, step), "cpu_seconds": cpu, **scores}
                         curve.add(step + 1, row)
                     if report is not None:

@@ -56,7 +56,7 @@ def run(driver: Driver, plan: Plan) -> dict[str, Any]:
 
     Random search gets the super-net's budget in multiply-accumulates: networks are drawn and trained until it is spent.
     The best of them by validation Dice is retrained just as the found one. The found one is also trained as they are,
-    and all of them stand in the Pareto set, which is written as JSON, CSV, picture and page.
+    and all of them stand in a Pareto set, which is written as JSON, CSV, picture and page.
 
     Raises:
         DataError: parts that are empty, share a case or lack a label.
@@ -103,9 +103,8 @@ class SupernetJob:
 def train_supernet(job: SupernetJob) -> vnas.Found:
     """Train the super-net in this process, or go on with it."""
     work = job.work
-    device = None if work.device is None else torch.device(work.device)
     note = noting(work.out, job.pid)
-    return vnas.search(work.recipe, gathered(work), work.out / SUPERNET, job.settings, note, device=device)
+    return vnas.search(work.recipe, gathered(work), work.out / SUPERNET, job.settings, note, device=work.where)
 
 
 def expected(recipe: Recipe, plan: Plan) -> list[Expected]:

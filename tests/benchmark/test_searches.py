@@ -89,7 +89,7 @@ def bench(tmp_path: Path) -> Bench:
     found = Bench("demo_search", tmp_path, tmp_path, tmp_path / "out", LATER, Amounts(seeds=(0, 1)))
     flat, deep = VNAS(("2d",) * 16, ("2d",) * 5), VNAS(("3d",) * 16, ("3d",) * 5)
     walk, unet = C2FNAS(8, (0, 1, 0), ("2d", "2d", "2d")), NnUNet(8)
-    cost = {stage: {"cpu_hours": 0.1} for stage in ("supernet", "random", "coarse", "fine", "final")}
+    cost = {stage: {"cpu_hours": 0.1} for stage in ("supernet", "random", "coarse", "rank", "final")}
     entropy = {"encoder": [0.5, 0.6], "decoder": [0.1], "largest": 1.1}
     for seed, dice in ((0, 0.5), (1, 0.7)):
         retrained = {"found": trained(flat, dice, f"f{seed}"), "random": trained(deep, 0.4, f"r{seed}")}

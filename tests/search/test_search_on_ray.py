@@ -11,15 +11,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from hilum_cases import phantom
 from hilum_ray import ray_cluster, ray_settings
+from safetensors.torch import load_file
 
 from hilum_client.cluster import ClusterError
 from hilum_search.architecture import C2FNAS
+from hilum_search.c2fnas.fine import PATHS, FineSettings
+from hilum_search.c2fnas.run import SupernetJob, train_supernet
 from hilum_search.children import Child, Work
 from hilum_search.driver import Place, driving
 from hilum_search.ledger import Ledger
+from hilum_search.progress import Stage
 from hilum_search.recipe import Recipe, parse_recipe
+from hilum_search.spaces import C2FNASSpace
 
 STEPS = 60
 NETWORKS = [C2FNAS(2, levels, ("3d", "2d", "p3d")) for levels in ((0, 0, 0), (0, 1, 0))]
@@ -83,6 +89,19 @@ def test_a_worker_killed_in_mid_child_changes_nothing(work: Work, address: str) 
     assert killed
     assert there == quiet
     assert [entry["key"] for entry in there] == [child.key for child in CHILDREN]
+
+
+def test_a_supernet_trains_on_the_cluster_to_the_same_weights(work: Work, address: str) -> None:
+    there = Work(work.recipe, work.data, work.out.with_name("ray"))
+    seen: list[Stage] = []
+    for one, place in ((work, Place()), (there, Place(cluster=address))):
+        job = SupernetJob(one, C2FNASSpace(2, 5, ("2d", "3d"), (0, 1, 0)), 0, FineSettings(4, 1, 1, 0), os.getpid())
+        with driving(one, job.settings, place, seen.append) as driver:
+            driver.follow(train_supernet, job)
+        assert seen.pop().done == 4
+    weights = [load_file(each.out / "supernet" / PATHS) for each in (work, there)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_a_dead_address_is_said_before_anything_is_written(work: Work) -> None:

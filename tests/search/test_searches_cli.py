@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -250,14 +249,12 @@ def test_measured_latency_bounds_the_search_and_stands_in_the_pareto_set(
     assert all(0 < row["ms"] < 2 * sum(table.values()) and row["peak_mib"] > 0 for row in rows)
 
 
-def test_a_supernet_trains_in_a_worker_and_is_told_of_here(vnas: list[str], tmp_path: Path) -> None:
+def test_workers_do_not_change_what_vnas_finds(vnas: list[str], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     run(*vnas, "--out", str(one), "--random-steps", "0")
     run(*vnas, "--out", str(two), "--random-steps", "0", "--workers", "2")
     here, there = report(one), report(two)
     assert all(there[name] == here[name] for name in ("found", "mix", "probabilities", "gap"))
-    note = json.loads((two / "status.json").read_text())
-    assert note["pid"] == os.getpid()
 
 
 @pytest.mark.slow

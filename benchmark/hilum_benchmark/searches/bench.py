@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hilum_benchmark import machine
+from hilum_benchmark.process import MeasurementError
 from hilum_inference.files import write_atomically
-from hilum_search.architecture import Architecture, from_fields
+from hilum_search.architecture import Architecture, parse_architecture
 from hilum_search.cases import Files
 from hilum_search.children import CHILDREN, Work
 from hilum_search.driver import Place, driving, finals, outcome
@@ -48,7 +49,7 @@ class Amounts:
     supernet_steps: int = 300
     rank_filters: int = 4
     rank_children: int = 12
-    rank_steps: int = 150
+    rank_steps: int = 108
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,21 @@ class Bench:
         return {name: outcome(one, result) for name, one, result in zip(networks, children, results, strict=True)}
 
     def has(self, part: str) -> bool:
-        """Whether a part has its result."""
-        return self._path(part).is_file()
+        """Whether a part has its result, by this recipe and these amounts."""
+        path = self._path(part)
+        if not path.is_file():
+            return False
+        about = json.loads(path.read_text())
+        return bool(about["recipe"] == self.rules.digest and about["amounts"] == self._amounts)
 
     def read(self, part: str) -> dict[str, Any]:
-        """What a part came to."""
+        """What a part came to.
+
+        Raises:
+            MeasurementError: it has not been run.
+        """
+        if not self.has(part):
+            raise MeasurementError(f"{part} has no result yet: hilum benchmark search --only {part}")
         found: dict[str, Any] = json.loads(self._path(part).read_text())["found"]
         return found
 
@@ -136,12 +147,17 @@ class Bench:
             "part": part,
             "command": f"hilum benchmark search --only {part}",
             "recipe": self.rules.digest,
-            "amounts": asdict(self.amounts),
+            "amounts": self._amounts,
             "machine": machine.facts(),
             "versions": machine.versions(),
             "found": found,
         }
         write_atomically(self._path(part), (json.dumps(content, indent=1) + "\n").encode())
+
+    @property
+    def _amounts(self) -> Any:
+        """As JSON has them."""
+        return json.loads(json.dumps(asdict(self.amounts)))
 
     def _path(self, part: str) -> Path:
         return self.out / f"{part}.json"
@@ -149,9 +165,8 @@ class Bench:
 
 def entry(name: str, folder: str, found: Mapping[str, Any]) -> Entry:
     """A network of a report."""
-    network = {key: value for key, value in found["architecture"].items() if key != "format"}
     place = f"{folder}/{CHILDREN}/{found['key']}"
-    return Entry(name, from_fields(network), found["dice"], found["mean"], place)
+    return Entry(name, parse_architecture(json.dumps(found["architecture"])), found["dice"], found["mean"], place)
 
 
 def averaged(values: Sequence[float]) -> tuple[float, float]:

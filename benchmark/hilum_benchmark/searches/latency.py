@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hilum_benchmark.process import MeasurementError
 from hilum_benchmark.rows.networks import gemm_gflops
 from hilum_benchmark.searches.bench import Bench, Entry
 from hilum_search.architecture import Architecture, digest
 from hilum_search.cost import cost
 from hilum_search.latency import measure_whole
+from hilum_search.limits import shapes_of
 from hilum_search.on_engine import Shapes
 
 TRIES = 3
@@ -23,13 +25,14 @@ def measured(bench: Bench, rows: Sequence[Entry], chosen: Sequence[str]) -> dict
 
     The networks are measured in turn, so that a busy spell of the machine meets all of them.
     """
-    here, large = shapes(bench), dataclasses.replace(shapes(bench), window=LARGE)
+    here = shapes_of(bench.rules)
+    large = dataclasses.replace(here, window=LARGE)
+    firsts = {row.name: row.architecture for row in reversed(rows) if row.name in chosen}
     networks = {digest(row.architecture): row.architecture for row in rows}
     found: dict[str, dict[str, Any]] = {}
     for _ in range(TRIES):
         for key, network in networks.items():
             found[key] = _better(found.get(key), _once(network, here))
-    firsts = {name: next(row for row in rows if row.name == name).architecture for name in chosen}
     at_96: dict[str, dict[str, Any]] = {}
     for _ in range(TRIES):
         for name, network in firsts.items():
@@ -38,22 +41,22 @@ def measured(bench: Bench, rows: Sequence[Entry], chosen: Sequence[str]) -> dict
 
 
 def equal_latency(bench: Bench, wanted: Architecture, alike: Sequence[Architecture]) -> Architecture:
-    """Of networks from small to large the one whose window takes most nearly as long; looked for by halving."""
-    here = shapes(bench)
+    """Of networks from small to large the one whose window takes most nearly as long; looked for by halving.
+
+    Raises:
+        MeasurementError: the largest is still faster.
+    """
+    here = shapes_of(bench.rules)
     aim, known = _milliseconds(wanted, here), dict[int, float]()
     first, last = 0, len(alike) - 1
     while first < last:
         middle = (first + last) // 2
         known[middle] = _milliseconds(alike[middle], here)
         first, last = (middle + 1, last) if known[middle] < aim else (first, middle)
+    if first == len(alike) - 1 and _milliseconds(alike[first], here) < aim:
+        raise MeasurementError("Every network to compare with is faster; offer larger ones.")
     nearest = {n: known.get(n) or _milliseconds(alike[n], here) for n in {max(first - 1, 0), first}}
     return alike[min(nearest, key=lambda n: abs(nearest[n] - aim))]
-
-
-def shapes(bench: Bench) -> Shapes:
-    """What the recipe's networks take and give."""
-    rules = bench.rules
-    return Shapes(len(rules.file.channels), rules.classes, rules.preprocessing.windows.size)
 
 
 def _milliseconds(network: Architecture, here: Shapes) -> float:

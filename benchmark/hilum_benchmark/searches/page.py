@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from hilum_benchmark.searches import parts
 from hilum_benchmark.searches.bench import Bench, Entry, averaged
 from hilum_benchmark.searches.served import DEMO
+from hilum_search import vnas_run
 from hilum_search.architecture import digest
+from hilum_search.c2fnas import coarse, fine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GIGA, HOUR = 1e9, 3600
+GIGA = 1e9
 SEARCHED, OTHERS = "#2f6db3", "#b3572f"
 HEAD = "| network | runs | held-out Dice | {labels} | later case | M parameters | GMAC | ms | search, CPU min |"
 
@@ -77,7 +79,8 @@ def plot(bench: Bench, path: Path) -> None:
     figures = bench.read(parts.LATENCY)["networks"]
     drawing, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     for row in parts.entries(bench):
-        _point(axes, row, figures[digest(row.architecture)]["ms"])
+        if (known := figures.get(digest(row.architecture))) is not None:
+            _point(axes, row, known["ms"])
     axes.set_xlabel("CPU milliseconds of a window, one thread, embedded engine, f32")
     axes.set_ylabel("mean Dice on the held-back slab")
     axes.grid(True, alpha=0.2)
@@ -112,14 +115,17 @@ def _line(bench: Bench, name: str, rows: Sequence[Entry]) -> Line:
 
 def _stages(name: str) -> tuple[str, ...]:
     """Stages of the ledger that a kind's search took."""
-    return {parts.FOUND: ("supernet",), parts.RANDOM: ("random",), parts.COARSE: ("coarse", "supernet", "fine")}.get(
-        name, ()
-    )
+    stages = {
+        parts.FOUND: (vnas_run.SUPERNET,),
+        parts.RANDOM: (vnas_run.RANDOM,),
+        parts.COARSE: (coarse.STAGE, fine.SUPERNET, fine.RANK),
+    }
+    return stages.get(name, ())
 
 
 def _search_minutes(bench: Bench, name: str, row: Entry) -> float:
     spent: dict[str, dict[str, float]] = bench.read(row.folder.split("/")[0])["cost"]
-    return 60 * sum(spent[stage]["cpu_hours"] for stage in _stages(name) if stage in spent)
+    return 60 * sum(spent[stage]["cpu_hours"] for stage in _stages(name))
 
 
 def _table(bench: Bench, found: Sequence[Line]) -> Iterator[str]:

@@ -19,6 +19,9 @@ from hilum_search.architecture import VNAS, Architecture, Operator
 from hilum_search.baseline_architectures import NnUNet
 from hilum_search.cost import cost
 from hilum_search.driver import REPORT
+from hilum_search.limits import shapes_of
+from hilum_search.vnas import RECORD
+from hilum_search.vnas_run import SUPERNET
 
 Part = Callable[[Bench], dict[str, Any]]
 
@@ -41,7 +44,7 @@ def vnas(bench: Bench, seed: int) -> dict[str, Any]:
     a, folder = bench.amounts, _vnas(seed)
     words = ["--steps", a.steps, "--rate", a.rate, "--random-steps", a.random_steps, "--seed", seed]
     report = _search(bench, "vnas", folder, words)
-    supernet = json.loads((bench.work / folder / "supernet" / "supernet.json").read_text())
+    supernet = json.loads((bench.work / folder / SUPERNET / RECORD).read_text())
     return report | {"entropy": supernet["entropy"]}
 
 
@@ -117,5 +120,5 @@ def _all(bench: Bench, operator: Operator) -> VNAS:
 
 
 def _macs(bench: Bench, architecture: Architecture) -> int:
-    rules = bench.rules
-    return cost(architecture, len(rules.file.channels), rules.classes, rules.preprocessing.windows.size).macs
+    here = shapes_of(bench.rules)
+    return cost(architecture, here.in_channels, here.classes, here.window).macs

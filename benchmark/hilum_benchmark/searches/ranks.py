@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from hilum_benchmark.searches.bench import Bench
 from hilum_search import zero_cost
 from hilum_search.architecture import C2FNAS
 from hilum_search.c2fnas.clusters import nearest
-from hilum_search.c2fnas.coarse import proxy
+from hilum_search.c2fnas.coarse import Settings, proxy
 from hilum_search.c2fnas.run import FILTER_WINDOW, space_of
-from hilum_search.children import Child, Evaluator, Result
+from hilum_search.children import Child, Result
 from hilum_search.driver import Driver, Place, driving
 from hilum_search.halving import fitness, halve, ladder
 from hilum_search.ranks import kendall
@@ -87,24 +88,22 @@ def _trained(driver: Driver, stage: str, plan: Plan, steps: int, seed: int) -> W
 
 def _halved(driver: Driver, plan: Plan) -> Way:
     """As ``--halving`` does it."""
-    paid: list[tuple[Child, Result]] = []
-    evaluate = _noting(driver.evaluator("halving"), paid)
     children = [Child(network, plan.steps, plan.seed) for network in plan.networks]
-    halved = halve(children, ladder(len(children), plan.steps), evaluate)
-    return Way([float(score) for score in halved.scores], halved.steps, sum(r.cpu_seconds for _, r in paid))
+    halved = halve(children, ladder(len(children), plan.steps), driver.evaluator("halving"))
+    spent = sum(standing.result.cpu_seconds for standing in halved.trained)
+    return Way([float(score) for score in halved.scores], halved.steps, spent)
 
 
 def _inherited(driver: Driver, plan: Plan) -> Way:
-    """As ``--inherit`` does it: the first trains fully, each other one a little from the nearest before it."""
-    evaluate, walks = driver.evaluator("inheritance"), plan.space.walks
-    few = (plan.steps * len(plan.topologies) // SHARE - plan.steps) // (len(plan.topologies) - 1)
+    """As ``--inherit`` does it: the first round trains fully, later children a little from the nearest before them."""
+    evaluate, walks, networks = driver.evaluator("inheritance"), plan.space.walks, plan.networks
     known: dict[int, tuple[Child, Result]] = {}
-    for topology, network in zip(plan.topologies, plan.networks, strict=True):
-        child = Child(network, plan.steps, plan.seed)
-        if known:
-            start = known[nearest(walks, known, topology)][0].key
-            child = Child(network, max(few, 1), plan.seed, start)
-        known[topology] = child, evaluate([child])[0]
+    for first in range(0, len(networks), Settings.batch):
+        topologies = plan.topologies[first : first + Settings.batch]
+        starts = [known[nearest(walks, known, n)][0].key if known else "" for n in topologies]
+        steps = plan.steps // SHARE if known else plan.steps
+        children = [Child(networks[first + n], steps, plan.seed, start) for n, start in enumerate(starts)]
+        known |= dict(zip(topologies, zip(children, evaluate(children), strict=True), strict=True))
     return _way(*zip(*known.values(), strict=True))
 
 
@@ -116,24 +115,14 @@ def _filtered(bench: Bench, plan: Plan) -> Way:
     def judge(network: C2FNAS, seed: int) -> float:
         return zero_cost.score("synflow", network, channels, classes, batch, lambda logits, _: logits.sum(), seed)
 
+    began = time.process_time()
     means = [sum(judge(each, seed) for seed in zero_cost.SEEDS) / len(zero_cost.SEEDS) for each in plan.networks]
-    return Way(means, 0, 0.0)
+    return Way(means, 0, time.process_time() - began)
 
 
 def _way(children: Sequence[Child], results: Sequence[Result]) -> Way:
     steps = sum(child.steps for child in children)
     return Way([fitness(result) for result in results], steps, sum(result.cpu_seconds for result in results))
-
-
-def _noting(evaluate: Evaluator, paid: list[tuple[Child, Result]]) -> Evaluator:
-    """The same, and what it trained is noted."""
-
-    def noted(children: Sequence[Child]) -> list[Result]:
-        results = evaluate(children)
-        paid.extend(zip(children, results, strict=True))
-        return results
-
-    return noted
 
 
 def _drawn(space: C2FNASSpace, count: int) -> tuple[int, ...]:

@@ -261,11 +261,12 @@ class Inherited:
         """Results in the order of the paths, each when it is asked for."""
         device = next(self._supernet.parameters()).device
         for path in paths:
-            begun = time.process_time()
+            clock = Clock(device)
             network = _with_offsets(self._supernet.path(path.choices), self._recipe.training.logit_offsets)
             held = (each.case for each in self._cases.validation)
             dice = validate(network, self._recipe, held, device).together
-            yield Result(dice, mean(dice), time.process_time() - begun)
+            spent = clock.read()
+            yield Result(dice, mean(dice), spent.cpu_seconds, spent.gpu_seconds)
 
     def key(self, architecture: Architecture) -> str:
         """Under which a path's score is kept: of weights, recipe, cases and architecture."""

@@ -224,9 +224,8 @@ class SupernetJob:
 def train_supernet(job: SupernetJob) -> None:
     """Train the super-net in this process, or go on with it; its weights stay in the search's folder."""
     work = job.work
-    device = None if work.device is None else torch.device(work.device)
     args = (work.recipe, gathered(work), work.out / SUPERNET, job.settings, job.space, job.topology)
-    fine.train_supernet(*args, noting(work.out, job.pid), device)
+    fine.train_supernet(*args, noting(work.out, job.pid), work.where)
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,7 @@ def _inherited(text: str, data: Path, out: Path, of: tuple[str | None, C2FNASSpa
     device, space, topology = of
     work = Work(recipe_of({"recipe": json.loads(text)}), data, out, device)
     cases, settings = gathered(work), fine.FineSettings(steps, 1, 1, 0)
-    where = None if device is None else torch.device(device)
-    supernet = fine.train_supernet(work.recipe, cases, out / SUPERNET, settings, space, topology, None, where)
+    supernet = fine.train_supernet(work.recipe, cases, out / SUPERNET, settings, space, topology, None, work.where)
     return fine.Inherited(supernet, work.recipe, cases)
 
 
