@@ -41,6 +41,7 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
         "train": Verb("hilum_search.train_cli:train_app", "search", "Train a network on labelled volumes"),
         "evaluate": Verb("hilum_search.evaluate_cli:evaluate_app", "search", "Score a model on labelled volumes"),
         "export": Verb("hilum_export.cli:export_app", "export", "Write a trained network into a model repository"),
+        "verify": Verb("hilum_export.cli:verify_app", "export", "Check a published model again"),
     },
     "Measure": {
         "benchmark": Verb(

@@ -8,11 +8,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from hilum_export.errors import ExportError
-from hilum_export.gates import Gate, Windows, check, head_arrays
-from hilum_export.repository import NETWORK, config
+from hilum_export.gates import Gate, head_arrays, head_gate, parity, require, torch_outputs
+from hilum_export.noise import noise
+from hilum_export.report import NAME as REPORT
+from hilum_export.report import report
+from hilum_export.repository import LARGEST_BATCH, NETWORK, config
+from hilum_export.runtimes import Windows
+from hilum_export.structure import Structure, structure
+from hilum_export.verify import explained
 from hilum_inference.manifest import Digests, Head, Manifest, Tensors
 from hilum_inference.repository import publish
 from hilum_search.architecture import to_json
@@ -21,9 +25,6 @@ from hilum_search.card import card
 from hilum_search.network import Network
 from hilum_search.to_onnx import FEATURES, IMAGE, LOGITS, to_onnx
 from hilum_search.trained import ARCHITECTURE, TRAINING, Trained, read_trained
-
-GATE_BATCH = 2
-"""Windows in the gates' batch: one would not show a batch axis that was frozen."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Exported:
 def export(run: Path, repository: Path, network: Network | None = None) -> Exported:
     """Publish the trained model in ``run`` as the next version in ``repository``; an ensemble as one network.
 
-    The record of the training, the architecture and the model card travel with it.
+    The record of the training, the architecture, the model card and the report of the checks travel with it.
 
     Args:
         run: of a finished run, or of an ensemble.
@@ -52,19 +53,37 @@ def export(run: Path, repository: Path, network: Network | None = None) -> Expor
         ExportError: the trained weights answer nothing but zeros, so that nothing can be compared.
     """
     trained = read_trained(run, network)
-    windows = _noise(trained)
+    if not any(bool(p.detach().abs().max()) for p in trained.network.head.parameters()):
+        raise ExportError("The network's last layer holds zeros only; train it before it is exported.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / NETWORK
         to_onnx(trained.network, len(trained.manifest.channels), trained.manifest.windows.size, path)
-        gates = check(trained.network, path, windows)
+        checked = check(trained.network, path, noise(len(trained.manifest.channels), trained.manifest.windows.size))
         content = path.read_bytes()
-    manifest = complete(trained, hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    manifest = complete(trained, digest)
     text = config(manifest, trained.network.head.in_channels)
     record = json.dumps(trained.training, indent=1).encode()
     files = {NETWORK: content, TRAINING: record, ARCHITECTURE: to_json(trained.architecture).encode()}
     files[CARD] = card(manifest, trained.training).encode()
+    files[REPORT] = report(checked.gates, checked.audit, digest)
     version = publish(repository, manifest.name, text, files)
-    return Exported(version, manifest, gates, len(content))
+    return Exported(version, manifest, checked.gates, len(content))
+
+
+def check(network: Network, path: Path, windows: Windows) -> Structure:
+    """All that an exported file must prove beside the network that it was made from.
+
+    Raises:
+        GateError: a check failed; it names the first layer on which the runtimes differ, where they do.
+        ExportError: the file is no sound ONNX.
+    """
+    found = structure(path, LARGEST_BATCH)
+    require(found.gates)
+    truth = torch_outputs(network, windows)
+    gates = [*parity(path, windows, truth), head_gate(truth, *head_arrays(network))]
+    require(gates, explained(path, windows, gates))
+    return Structure((*found.gates, *gates), found.audit)
 
 
 def complete(trained: Trained, weights_digest: str) -> Manifest:
@@ -75,13 +94,3 @@ def complete(trained: Trained, weights_digest: str) -> Manifest:
     manifest = Manifest.model_validate(fields)
     digests = Digests(weights=weights_digest, preprocessing=manifest.preprocessing_digest())
     return manifest.model_copy(update={"digests": digests})
-
-
-def _noise(trained: Trained) -> Windows:
-    """Windows that look like the network's input: smooth shapes and noise in the range of its intensity rule."""
-    shape = (GATE_BATCH, len(trained.manifest.channels), *trained.manifest.windows.size)
-    if not any(bool(p.detach().abs().max()) for p in trained.network.head.parameters()):
-        raise ExportError("The network's last layer holds zeros only; train it before it is exported.")
-    chance = np.random.default_rng(0)
-    waves = np.sin(np.indices(shape).sum(0) / 7.0)
-    return np.asarray(0.5 + 0.3 * waves + 0.1 * chance.standard_normal(shape), dtype=np.float32)

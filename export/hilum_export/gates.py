@@ -1,77 +1,77 @@
-"""What an exported file must prove before it is published: the runtimes agree with torch on it.
+"""What an exported file must prove before it is published, and again whenever somebody asks: it is whole, within the
+limits of the runtimes, and they agree on it.
 
-Every bound is a share of the largest absolute logit, so that it means the same for every network.
+Bounds of parity are shares of the largest absolute logit, so that they mean the same for every network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hilum_export.errors import GateError
+from hilum_export.runtimes import RUNTIMES, Outputs, Windows
 from hilum_search.network import Network
 
-ONNXRUNTIME_BOUND = 1e-4
-OPENVINO_BOUND = 5e-4
+BOUNDS = {"onnxruntime": 1e-4, "openvino": 5e-4}
 HEAD_BOUND = 1e-4
-
-Windows = NDArray[np.float32]  # (N, C, D, H, W)
-Outputs = dict[str, Windows]  # "logits" (N, K, D, H, W) and "features" (N, F, D, H, W)
-Runtime = Callable[[Path, Windows], Outputs]
+SHARE = "of the largest logit"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One check: what was compared, the largest difference as a share of the largest |logit|, and its bound."""
+    """One check.
+
+    Attributes:
+        name: what was checked.
+        value: what was found, such as the largest difference.
+        bound: the largest value that passes.
+        unit: of both.
+    """
 
     name: str
-    difference: float
+    value: float
     bound: float
+    unit: str = SHARE
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is a number within the bound."""
-        return bool(self.difference <= self.bound)  # False for NaN
+        """Whether the value is a number within the bound."""
+        return bool(self.value <= self.bound)  # False for NaN
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.2g} {self.unit}, allowed is {self.bound:.2g}"
+
+    def fields(self) -> dict[str, Any]:
+        """As the report has it."""
+        return asdict(self) | {"passed": self.passed}
 
 
-def check(network: Network, path: Path, windows: Windows) -> tuple[Gate, ...]:
-    """Compare the file with the network on ``windows``.
-
-    Raises:
-        GateError: a runtime differs by more than its bound, or answers a value that is not finite.
-    """
-    truth = torch_outputs(network, windows)
-    found = {"onnxruntime": onnxruntime_outputs(path, windows), "openvino": openvino_outputs(path, windows)}
-    bounds = {"onnxruntime": ONNXRUNTIME_BOUND, "openvino": OPENVINO_BOUND}
-    gates = [
-        Gate(f"{runtime} {output}", difference(answer[output], truth[output], truth["logits"]), bounds[runtime])
-        for runtime, answer in found.items()
-        for output in ("logits", "features")
-    ]
-    heads = apply_head(network, found["onnxruntime"]["features"])
-    gates.append(Gate("head(features) = logits", difference(heads, found["onnxruntime"]["logits"], heads), HEAD_BOUND))
-    for gate in gates:
-        if not gate.passed:
-            raise GateError(
-                f"The exported file differs from the network: {gate.name} by {gate.difference:.2g} of the largest "
-                f"logit, allowed is {gate.bound:.0e}; nothing was published."
-            )
+def parity(path: Path, windows: Windows, truth: Outputs) -> tuple[Gate, ...]:
+    """How far each runtime's logits and features lie from the truth."""
+    gates = []
+    for runtime, run in RUNTIMES.items():
+        answer = run(path, windows)
+        for output in ("logits", "features"):
+            off = difference(answer[output], truth[output], truth["logits"])
+            gates.append(Gate(f"{runtime} {output}", off, BOUNDS[runtime]))
     return tuple(gates)
+
+
+def head_gate(outputs: Outputs, weight: Windows, bias: NDArray[np.float32]) -> Gate:
+    """Whether head and features give the logits, as the pipeline computes them."""
+    found = np.einsum("kf,nfdhw->nkdhw", weight, outputs["features"]) + bias[:, None, None, None]
+    return Gate("head(features) = logits", difference(found, outputs["logits"], outputs["logits"]), HEAD_BOUND)
 
 
 def difference(answer: Windows, truth: Windows, logits: Windows) -> float:
     """Largest |answer - truth| as a share of the largest |logit|."""
     return float(np.abs(answer - truth).max() / np.abs(logits).max())
-
-
-def apply_head(network: Network, features: Windows) -> Windows:
-    """Logits from features by the head's weights, in numpy: (N, F, D, H, W) to (N, K, D, H, W)."""
-    weight, bias = head_arrays(network)
-    return np.asarray(np.einsum("kf,nfdhw->nkdhw", weight, features) + bias[:, None, None, None], dtype=np.float32)
 
 
 def head_arrays(network: Network) -> tuple[Windows, NDArray[np.float32]]:
@@ -91,19 +91,16 @@ def torch_outputs(network: Network, windows: Windows) -> Outputs:
         return {"features": features.numpy(), "logits": network.head(features).numpy()}
 
 
-def onnxruntime_outputs(path: Path, windows: Windows) -> Outputs:
-    """What onnxruntime answers on the CPU."""
-    import onnxruntime as ort
+def require(gates: Sequence[Gate], why: str = "") -> None:
+    """Refuse where one did not pass.
 
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"image": windows}), strict=True))
+    Args:
+        gates: all that were checked.
+        why: more about it, a sentence.
 
-
-def openvino_outputs(path: Path, windows: Windows) -> Outputs:
-    """What OpenVINO answers on the CPU in float32."""
-    from hilum_inference.engines.runtime import openvino
-
-    compiled = openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    answer = compiled({"image": windows})
-    return {output.get_any_name(): np.asarray(answer[output]) for output in compiled.outputs}
+    Raises:
+        GateError: the first that did not.
+    """
+    for gate in gates:
+        if not gate.passed:
+            raise GateError(f"The exported file failed a check: {gate}; nothing was published.{why and ' ' + why}")

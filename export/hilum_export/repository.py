@@ -6,11 +6,13 @@ from hilum_inference.manifest import PARAMETER, Manifest
 from hilum_inference.repository import manifest_parameter
 
 NETWORK = "model.onnx"
+LARGEST_BATCH = 4
+"""Windows that Triton puts together at most."""
 BATCH_DELAY_US = 2000
 """How long Triton may wait to fill a batch: a fraction of one window's time on a CPU."""
 
 
-def config(manifest: Manifest, features: int, max_batch: int = 4) -> str:
+def config(manifest: Manifest, features: int, max_batch: int = LARGEST_BATCH) -> str:
     """The configuration of one model for Triton's onnxruntime backend, the manifest inside.
 
     Args:

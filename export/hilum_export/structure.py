@@ -1,0 +1,113 @@
+"""What can be told of an ONNX file without running it: whether it is whole, plain, and within the runtimes' limits."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hilum_export.errors import ExportError
+from hilum_export.gates import Gate
+
+LARGEST_TENSOR = 2**31 - 1
+"""Elements of one tensor: TensorRT refuses more."""
+LARGEST_FILE = 2**31 - 1
+"""Bytes: a protobuf message cannot be larger."""
+STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Of a file.
+
+    Attributes:
+        gates: the checks.
+        audit: numbers of nodes by operator and of initialisers by type, and the casts.
+    """
+
+    gates: tuple[Gate, ...]
+    audit: dict[str, Any]
+
+
+def structure(path: Path, batch: int) -> Structure:
+    """Check a file that somebody may have made elsewhere.
+
+    Args:
+        path: of the file.
+        batch: windows in one call at most.
+
+    Raises:
+        ExportError: no ONNX, or a graph that contradicts itself.
+    """
+    model = _read(path)
+    types = Counter(_type(each.data_type) for each in model.graph.initializer)
+    operators = Counter(node.op_type for node in model.graph.node)
+    largest = math.nan if _outside(model) else _largest(model, batch)
+    gates = (
+        Gate("weights outside the file", _outside(model), 0, "tensors"),
+        Gate("operators of other makers", _foreign(model), 0, "nodes"),
+        Gate("half or wider floats among f32 weights", _mixed(types), 0, "tensors"),
+        Gate("largest tensor", largest, LARGEST_TENSOR, "elements"),
+        Gate("size of the file", path.stat().st_size, LARGEST_FILE, "bytes"),
+    )
+    return Structure(gates, {"operators": dict(operators), "initialisers": dict(types)})
+
+
+def _read(path: Path) -> Any:
+    """The model, checked; in full where its weights lie inside, since the check follows paths."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if not _outside(model):
+            onnx.checker.check_model(model, full_check=True)
+    except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ExportError(f"{path.name} is no sound ONNX file: {reason}") from error
+    if len(model.graph.input) != 1:
+        raise ExportError(f"{path.name} takes {len(model.graph.input)} inputs; a network here takes the window alone.")
+    return model
+
+
+def _outside(model: Any) -> int:
+    """Initialisers that lie in another file, wherever their path leads."""
+    import onnx
+
+    return sum(each.data_location == onnx.TensorProto.EXTERNAL for each in model.graph.initializer)
+
+
+def _foreign(model: Any) -> int:
+    return sum(node.domain not in STANDARD for node in model.graph.node) + len(model.functions)
+
+
+def _mixed(types: Counter[str]) -> int:
+    floats = {name: count for name, count in types.items() if name in ("FLOAT16", "BFLOAT16", "DOUBLE")}
+    return sum(floats.values())
+
+
+def _largest(model: Any, batch: int) -> float:
+    """Elements of the largest tensor at that batch; NaN where a size follows from neither window nor batch."""
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    for output in fixed.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    known = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    most = 0
+    for value in (*known.input, *known.value_info, *known.output):
+        dims = value.type.tensor_type.shape.dim
+        if not all(dim.HasField("dim_value") for dim in dims):
+            return math.nan
+        most = max(most, math.prod(dim.dim_value for dim in dims))
+    return most
+
+
+def _type(number: int) -> str:
+    import onnx
+
+    return str(onnx.TensorProto.DataType.Name(number))

@@ -1,0 +1,74 @@
+"""A published model is checked again: as it is, changed, and of other makers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hilum_export.cli import verify_app
+from hilum_export.errors import ExportError
+from hilum_export.export import export
+from hilum_export.runtimes import RUNTIMES, Outputs, Windows, openvino
+from hilum_export.verify import verify
+from hilum_inference.errors import ModelError
+from hilum_inference.repository import shipped_repository
+
+
+@pytest.fixture
+def model(run: Path, tmp_path: Path) -> Path:
+    return export(run, tmp_path / "models").folder.parent
+
+
+def test_what_was_exported_passes_again_and_so_does_its_report(model: Path) -> None:
+    done = verify(model)
+    assert done.passed and done.why == ""
+    told, kept = json.loads(done.report), json.loads((model / "1" / "gates.json").read_text())
+    assert told["passed"] and kept["passed"]
+    assert [gate["name"] for gate in told["gates"]] == [gate["name"] for gate in kept["gates"]]
+    assert told["network_sha256"] == kept["network_sha256"] == done.model.manifest.digests.weights
+    assert kept["audit"]["initialisers"]["FLOAT"] > 3
+    assert set(kept["software"]) >= {"hilum", "onnxruntime", "openvino", "torch"}
+
+
+def test_a_changed_network_is_refused(model: Path) -> None:
+    path = model / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(ModelError, match="changed since export"):
+        verify(model)
+
+
+def test_a_runtime_that_answers_otherwise_fails_and_the_layer_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(path: Path, windows: Windows) -> Outputs:
+        return {name: np.asarray(value * 1.01) for name, value in openvino(path, windows).items()}
+
+    monkeypatch.setitem(RUNTIMES, "openvino", wrong)
+    done = verify(model)
+    assert [gate.name for gate in done.gates if not gate.passed] == ["openvino logits", "openvino features"]
+    assert done.why.startswith("The first layer to differ is ")
+    assert json.loads(done.report)["first_difference"] == done.why
+    said = CliRunner().invoke(verify_app, [str(model)])
+    assert said.exit_code == 1
+    assert "FAILED openvino logits" in said.output and "not to be used" in said.output
+
+
+def test_the_shipped_model_passes() -> None:
+    said = CliRunner().invoke(verify_app, [str(shipped_repository() / "abdomen-ct-demo")])
+    assert said.exit_code == 0, said.output
+    assert said.output.count("ok ") == 10
+    assert "every check passed" in said.output
+
+
+def test_json_is_the_report(model: Path) -> None:
+    said = CliRunner().invoke(verify_app, [str(model), "--json"])
+    assert json.loads(said.output)["format"] == "hilum.gates/1"
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no model"):
+        verify(tmp_path)
