@@ -29,6 +29,7 @@ def ray_settings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own way to stay on the loopback
+        patch.setenv("RAY_worker_niceness", "0")  # 15 else: beside other work its workers would hardly run
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", TOKEN)  # otherwise Ray writes one into the home folder
         yield
