@@ -53,7 +53,7 @@ class Way:
 
 
 def ranks(bench: Bench) -> dict[str, Any]:
-    """Every way beside full training, with its cost; full training with another seed says what can be hoped for."""
+    """Every way beside full training from the same seed, with its cost."""
     a = bench.amounts
     space = space_of(bench.rules, a.rank_filters)
     plan = Plan(space, _drawn(space, a.rank_children), a.rank_steps)
@@ -61,7 +61,6 @@ def ranks(bench: Bench) -> dict[str, Any]:
     with driving(bench.job("ranks"), plan, Place(bench.workers)) as driver:
         full = _trained(driver, "full", plan, plan.steps, plan.seed)
         ways = {
-            "another seed": _trained(driver, "again", plan, plan.steps, plan.seed + 1),
             f"{plan.steps // SHARE} steps": _trained(driver, "short", plan, plan.steps // SHARE, plan.seed),
             "halving": _halved(driver, plan),
             "inheritance": _inherited(driver, plan),
