@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hilum_benchmark.process import MeasurementError
@@ -21,23 +21,17 @@ LARGE = (96, 96, 96)
 
 
 def measured(bench: Bench, rows: Sequence[Entry], chosen: Sequence[str]) -> dict[str, Any]:
-    """Figures of every network by its digest; of the first of each chosen kind also at 96x96x96.
-
-    The networks are measured in turn, so that a busy spell of the machine meets all of them.
-    """
+    """Figures of every network by its digest; of the first of each chosen kind also at 96x96x96."""
     here = shapes_of(bench.rules)
     large = dataclasses.replace(here, window=LARGE)
-    firsts = {row.name: row.architecture for row in reversed(rows) if row.name in chosen}
     networks = {digest(row.architecture): row.architecture for row in rows}
-    found: dict[str, dict[str, Any]] = {}
-    for _ in range(TRIES):
-        for key, network in networks.items():
-            found[key] = _better(found.get(key), _once(network, here))
-    at_96: dict[str, dict[str, Any]] = {}
-    for _ in range(TRIES):
-        for name, network in firsts.items():
-            at_96[name] = _better(at_96.get(name), _once(network, large))
-    return {"window": here.window, "networks": found, "at_96": at_96, "gemm_gflops": gemm_gflops()}
+    firsts = {row.name: row.architecture for row in reversed(rows) if row.name in chosen}
+    return {
+        "window": here.window,
+        "networks": {key: _figures(network, here) for key, network in networks.items()},
+        "at_96": {name: _figures(firsts[name], large) for name in chosen if name in firsts},
+        "gemm_gflops": gemm_gflops(),
+    }
 
 
 def equal_latency(bench: Bench, wanted: Architecture, alike: Sequence[Architecture]) -> Architecture:
@@ -60,17 +54,13 @@ def equal_latency(bench: Bench, wanted: Architecture, alike: Sequence[Architectu
 
 
 def _milliseconds(network: Architecture, here: Shapes) -> float:
-    return min(measure_whole(network, here).ms for _ in range(TRIES))
+    return measure_whole(network, here, TRIES).ms
 
 
-def _once(network: Architecture, here: Shapes) -> dict[str, Any]:
-    used, counted = measure_whole(network, here), cost(network, here.in_channels, here.classes, here.window)
+def _figures(network: Architecture, here: Shapes) -> dict[str, Any]:
+    used, counted = measure_whole(network, here, TRIES), cost(network, here.in_channels, here.classes, here.window)
     gflops = 2 * counted.macs / used.ms / 1e6
     return {"ms": used.ms, "window_mib": used.window_mib, "gflops": gflops} | {
         "macs": counted.macs,
         "parameters": counted.parameters,
     }
-
-
-def _better(one: Mapping[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    return dict(one) if one is not None and one["ms"] <= other["ms"] else other
