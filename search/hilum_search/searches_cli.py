@@ -125,6 +125,9 @@ def c2fnas(
         int | None, typer.Option(min=1, help="Of each of them; a quarter of the recipe's where left out.")
     ] = None,
     clusters: Annotated[int, typer.Option(min=1, help="Clusters of like topologies.")] = 8,
+    at_once: Annotated[
+        int, typer.Option("--round", min=1, help="Topologies drawn before any is told; more workers stand idle.")
+    ] = 4,
     halving: Annotated[
         bool, typer.Option("--halving", help="Train all children a little, and only the better ones further.")
     ] = False,
@@ -184,6 +187,7 @@ def c2fnas(
         steps,
         work.recipe.training.seed,
         children,
+        at_once,
         clusters=min(clusters, children),
         halving=ladder(children, steps) if halving else (),
         inherit=inherit,

@@ -207,6 +207,13 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(kind: str, request: pytest.
     assert not (tmp_path / "out" / "ledger.sqlite").exists()
 
 
+def test_rounds_are_as_large_as_asked(c2fnas: list[str], tmp_path: Path) -> None:
+    run(*c2fnas, "--out", str(tmp_path), "--round", "1")
+    log = json.loads((tmp_path / "report.json").read_text())["coarse"]["log"]
+    rounds = [draw["round"] for draw in log]
+    assert len(rounds) == len(set(rounds)) == 3  # two phases otherwise, the first of two topologies
+
+
 def test_what_cannot_be_searched_is_said_before_anything_trains(
     data: Path, recipe_text: str, c2fnas: list[str], tmp_path: Path
 ) -> None:
