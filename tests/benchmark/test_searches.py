@@ -145,6 +145,15 @@ def test_a_part_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "There is no part 'nonsense'" in done.output
 
 
+def test_the_page_shows_the_committed_results() -> None:
+    results = ROOT / "docs" / "results" / "search"
+    bench = Bench("demo_search", ROOT, ROOT, results, LATER)
+    assert [name for name in parts.parts(bench) if not bench.has(name)] == []
+    text = page.markdown(bench)
+    assert (results / "search.md").read_text() == text
+    assert text.strip() in (ROOT / "docs" / "search.md").read_text()
+
+
 @pytest.mark.slow
 def test_every_part_runs_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
     data = tmp_path / "data"
