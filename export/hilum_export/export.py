@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hilum_export.errors import ExportError
@@ -25,6 +25,8 @@ from hilum_search.card import card
 from hilum_search.network import Network
 from hilum_search.to_onnx import FEATURES, IMAGE, LOGITS, to_onnx
 from hilum_search.trained import ARCHITECTURE, TRAINING, Trained, read_trained
+
+TENSORS = Tensors(image=IMAGE, logits=LOGITS, features=FEATURES)
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,16 @@ def check(network: Network, path: Path, windows: Windows) -> Structure:
     found = structure(path, LARGEST_BATCH)
     require(found.gates)
     truth = torch_outputs(network, windows)
-    gates = [*parity(path, windows, truth), head_gate(truth, *head_arrays(network))]
+    head = head_gate(truth[FEATURES], truth[LOGITS], *head_arrays(network))
+    gates = [*parity(path, windows, truth, TENSORS), head]
     require(gates, explained(path, windows, gates))
-    return Structure((*found.gates, *gates), found.audit)
+    return replace(found, gates=(*found.gates, *gates))
 
 
 def complete(trained: Trained, weights_digest: str) -> Manifest:
     """The trained model's manifest with head, tensor names and digests."""
     head = Head.from_arrays(*head_arrays(trained.network))
-    tensors = Tensors(image=IMAGE, logits=LOGITS, features=FEATURES)
-    fields = trained.manifest.model_dump() | {"head": head.model_dump(), "tensors": tensors.model_dump()}
+    fields = trained.manifest.model_dump() | {"head": head.model_dump(), "tensors": TENSORS.model_dump()}
     manifest = Manifest.model_validate(fields)
     digests = Digests(weights=weights_digest, preprocessing=manifest.preprocessing_digest())
     return manifest.model_copy(update={"digests": digests})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hilum_export.errors import GateError
 from hilum_export.runtimes import RUNTIMES, Outputs, Windows
+from hilum_inference.manifest import Tensors
 from hilum_search.network import Network
 
 BOUNDS = {"onnxruntime": 1e-4, "openvino": 5e-4}
@@ -52,21 +53,23 @@ class Gate:
         return asdict(self) | {"passed": self.passed}
 
 
-def parity(path: Path, windows: Windows, truth: Outputs) -> tuple[Gate, ...]:
-    """How far each runtime's logits and features lie from the truth."""
+def parity(path: Path, windows: Windows, truth: Outputs, tensors: Tensors) -> tuple[Gate, ...]:
+    """How far each runtime's logits, and features where there are any, lie from the truth."""
     gates = []
+    logits = truth[tensors.logits]
     for runtime, run in RUNTIMES.items():
         answer = run(path, windows)
-        for output in ("logits", "features"):
-            off = difference(answer[output], truth[output], truth["logits"])
-            gates.append(Gate(f"{runtime} {output}", off, BOUNDS[runtime]))
+        for name in (tensors.logits, tensors.features):
+            if name is not None:
+                off = difference(answer[name], truth[name], logits)
+                gates.append(Gate(f"{runtime} {name}", off, BOUNDS[runtime]))
     return tuple(gates)
 
 
-def head_gate(outputs: Outputs, weight: Windows, bias: NDArray[np.float32]) -> Gate:
+def head_gate(features: Windows, logits: Windows, weight: Windows, bias: NDArray[np.float32]) -> Gate:
     """Whether head and features give the logits, as the pipeline computes them."""
-    found = np.einsum("kf,nfdhw->nkdhw", weight, outputs["features"]) + bias[:, None, None, None]
-    return Gate("head(features) = logits", difference(found, outputs["logits"], outputs["logits"]), HEAD_BOUND)
+    found = np.einsum("kf,nfdhw->nkdhw", weight, features) + bias[:, None, None, None]
+    return Gate("head(features) = logits", difference(found, logits, logits), HEAD_BOUND)
 
 
 def difference(answer: Windows, truth: Windows, logits: Windows) -> float:

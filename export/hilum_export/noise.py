@@ -7,7 +7,7 @@ import numpy as np
 from hilum_export.runtimes import Windows
 
 BATCH = 2
-"""One window would not show a batch axis that was frozen."""
+"""Windows where nobody asks for more."""
 
 
 def noise(channels: int, window: tuple[int, int, int], batch: int = BATCH) -> Windows:

@@ -21,8 +21,8 @@ def onnxruntime(path: Path, windows: Windows) -> Outputs:
     import onnxruntime as ort
 
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"image": windows}), strict=True))
+    names, (image,) = [output.name for output in session.get_outputs()], session.get_inputs()
+    return dict(zip(names, session.run(names, {image.name: windows}), strict=True))
 
 
 def openvino(path: Path, windows: Windows) -> Outputs:
@@ -30,7 +30,7 @@ def openvino(path: Path, windows: Windows) -> Outputs:
     from hilum_inference.engines.runtime import openvino as library
 
     compiled = library().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    answer = compiled({"image": windows})
+    answer = compiled([windows])
     return {output.get_any_name(): np.asarray(answer[output]) for output in compiled.outputs}
 
 

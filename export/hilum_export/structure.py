@@ -10,6 +10,7 @@ from typing import Any
 
 from hilum_export.errors import ExportError
 from hilum_export.gates import Gate
+from hilum_export.noise import BATCH
 
 LARGEST_TENSOR = 2**31 - 1
 """Elements of one tensor: TensorRT refuses more."""
@@ -24,11 +25,14 @@ class Structure:
 
     Attributes:
         gates: the checks.
-        audit: numbers of nodes by operator and of initialisers by type, and the casts.
+        audit: numbers of nodes by operator and of initialisers by type.
+        batch: windows to try it with: two, since one would not show a batch that was frozen on the way; as many as the
+            file takes where that number is fixed.
     """
 
     gates: tuple[Gate, ...]
     audit: dict[str, Any]
+    batch: int
 
 
 def structure(path: Path, batch: int) -> Structure:
@@ -52,7 +56,8 @@ def structure(path: Path, batch: int) -> Structure:
         Gate("largest tensor", largest, LARGEST_TENSOR, "elements"),
         Gate("size of the file", path.stat().st_size, LARGEST_FILE, "bytes"),
     )
-    return Structure(gates, {"operators": dict(operators), "initialisers": dict(types)})
+    audit = {"operators": dict(operators), "initialisers": dict(types)}
+    return Structure(gates, audit, _fixed_batch(model) or BATCH)
 
 
 def _read(path: Path) -> Any:
@@ -67,8 +72,9 @@ def _read(path: Path) -> Any:
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ExportError(f"{path.name} is no sound ONNX file: {reason}") from error
-    if len(model.graph.input) != 1:
-        raise ExportError(f"{path.name} takes {len(model.graph.input)} inputs; a network here takes the window alone.")
+    inputs = model.graph.input
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 5:
+        raise ExportError(f"{path.name} does not take windows (N, C, D, H, W), and nothing else.")
     return model
 
 
@@ -94,7 +100,8 @@ def _largest(model: Any, batch: int) -> float:
 
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    if not _fixed_batch(model):
+        fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     for output in fixed.graph.output:
         output.type.tensor_type.ClearField("shape")
     known = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
@@ -105,6 +112,11 @@ def _largest(model: Any, batch: int) -> float:
             return math.nan
         most = max(most, math.prod(dim.dim_value for dim in dims))
     return most
+
+
+def _fixed_batch(model: Any) -> int:
+    """Windows that the file takes at once; 0 where it takes any number."""
+    return int(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
 
 
 def _type(number: int) -> str:

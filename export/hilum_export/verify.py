@@ -12,7 +12,7 @@ from hilum_export.gates import BOUNDS, Gate, head_gate, parity
 from hilum_export.noise import noise
 from hilum_export.report import report
 from hilum_export.repository import LARGEST_BATCH
-from hilum_export.runtimes import RUNTIMES, Windows, onnxruntime
+from hilum_export.runtimes import RUNTIMES, Outputs, Windows, onnxruntime
 from hilum_export.structure import structure
 from hilum_inference.repository import CONFIG, Model, Repository
 
@@ -59,14 +59,32 @@ def verify(folder: Path, version: int | None = None) -> Verified:
     gates = list(found.gates)
     why = ""
     if all(gate.passed for gate in gates):  # else a runtime might follow a path that leads elsewhere
-        windows = noise(len(model.manifest.channels), model.manifest.windows.size)
-        truth = onnxruntime(model.network, windows)
-        gates += parity(model.network, windows, truth)
-        if model.manifest.head is not None:
-            gates.append(head_gate(truth, *model.manifest.head.arrays()))
+        manifest, tensors = model.manifest, model.manifest.tensors
+        windows = noise(len(manifest.channels), manifest.windows.size, found.batch)
+        truth = _answered(model, windows)
+        gates += parity(model.network, windows, truth, tensors)
+        if manifest.head is not None and tensors.features is not None:
+            gates.append(head_gate(truth[tensors.features], truth[tensors.logits], *manifest.head.arrays()))
         why = explained(model.network, windows, gates)
     told = report(gates, found.audit, model.manifest.digests.weights, why)
     return Verified(model, tuple(gates), why, told)
+
+
+def _answered(model: Model, windows: Windows) -> Outputs:
+    """ONNX Runtime's answer, with every tensor that the manifest names.
+
+    Raises:
+        ExportError: the network does not take the manifest's window, or lacks one of its outputs.
+    """
+    try:
+        found = onnxruntime(model.network, windows)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ExportError(f"ONNX Runtime cannot run {model.name} on windows of its manifest: {reason}") from error
+    for name in (model.manifest.tensors.logits, model.manifest.tensors.features):
+        if name is not None and name not in found:
+            raise ExportError(f"The network of {model.name} has no output {name!r}, which its manifest names.")
+    return found
 
 
 def explained(path: Path, windows: Windows, gates: Sequence[Gate]) -> str:

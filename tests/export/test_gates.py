@@ -49,8 +49,9 @@ def test_a_file_of_other_weights_fails(trained: Trained, path: Path) -> None:
 def test_the_head_alone_gives_the_logits(trained: Trained) -> None:
     outputs = torch_outputs(trained.network, WINDOWS)
     weight, bias = head_arrays(trained.network)
-    assert head_gate(outputs, weight, bias).passed
-    assert not head_gate(outputs, weight, bias + 1).passed
+    features, logits = outputs["features"], outputs["logits"]
+    assert head_gate(features, logits, weight, bias).passed
+    assert not head_gate(features, logits, weight, bias + 1).passed
 
 
 def test_a_difference_that_is_no_number_does_not_pass() -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from hilum_export.cli import verify_app
 from hilum_export.errors import ExportError
 from hilum_export.export import export
+from hilum_export.repository import config
 from hilum_export.runtimes import RUNTIMES, Outputs, Windows, openvino
 from hilum_export.verify import verify
 from hilum_inference.errors import ModelError
-from hilum_inference.repository import shipped_repository
+from hilum_inference.manifest import Manifest
+from hilum_inference.repository import publish, shipped_repository
 
 
 @pytest.fixture
@@ -62,6 +65,41 @@ def test_the_shipped_model_passes() -> None:
     assert said.exit_code == 0, said.output
     assert said.output.count("ok ") == 10
     assert "every check passed" in said.output
+
+
+def published(folder: Path, described: Manifest, sizes: list[object], output: str) -> Path:
+    """A model that somebody else made: other names, no features, perhaps a batch of one."""
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("scan", output)]
+    graph = helper.make_graph([helper.make_node("Relu", ["scan"], [output])], "g", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    publish(folder, described.name, config(described, 1), {"model.onnx": model.SerializeToString()})
+    return folder / described.name
+
+
+def described(output: str = "scores") -> Manifest:
+    fields = {
+        "name": "theirs",
+        "channels": [{"name": "a"}, {"name": "b"}],
+        "labels": [{"name": "lesion", "id": 1}],
+        "intensity": {"steps": [[]]},
+        "windows": {"size": (8, 8, 8)},
+        "tensors": {"image": "scan", "logits": output},
+    }
+    return Manifest.model_validate(fields)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_a_model_of_other_makers_with_other_names_and_no_features(tmp_path: Path, batch: object) -> None:
+    done = verify(published(tmp_path, described(), [batch, 2, 8, 8, 8], "scores"))
+    assert done.passed
+    assert [gate.name for gate in done.gates][5:] == ["onnxruntime scores", "openvino scores"]
+
+
+def test_a_network_that_its_manifest_does_not_describe(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no output 'logits'"):
+        verify(published(tmp_path / "names", described("logits"), ["batch", 2, 8, 8, 8], "scores"))
+    with pytest.raises(ExportError, match="cannot run theirs on windows of its manifest"):
+        verify(published(tmp_path / "sizes", described(), ["batch", 2, 16, 8, 8], "scores"))
 
 
 def test_json_is_the_report(model: Path) -> None:
