@@ -32,7 +32,7 @@ RUNTIME = "openvino"
 
 def openvino(path: Path, image: str, threads: int | None) -> Run:
     """The network by OpenVINO in f32, compiled for one window; once more for each set of outputs that is asked for."""
-    import openvino as library  # type: ignore[no-redef]
+    import openvino as library
 
     core = library.Core()
     network = core.read_model(path)
@@ -62,7 +62,7 @@ def openvino(path: Path, image: str, threads: int | None) -> Run:
 
 def onnxruntime(path: Path, image: str, threads: int | None) -> Run:
     """The network by ONNX Runtime."""
-    import onnxruntime as library  # type: ignore[no-redef]
+    import onnxruntime as library
 
     options = library.SessionOptions()
     if threads is not None:

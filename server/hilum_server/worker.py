@@ -190,6 +190,7 @@ class Worker:
             self._cancelled.pop(job, None)
 
     def _segment(self, message: Message) -> Message:
+        from hilum_inference.engines import for_job
         from hilum_inference.local import free_memory
         from hilum_inference.pipeline import Segmenter
 
@@ -201,12 +202,12 @@ class Worker:
             volume = read(message["images"])
         with timed({} if self._engines.holds(model) else timings, "engine"):
             opened = self._engines.get(model)
-        engine = PriorityEngine(opened, self._turnstile, message["lane"] == "interactive")
+        urgent, cancelled = message["lane"] == "interactive", self._cancelled[message["job"]].is_set
+        engine = PriorityEngine(for_job(opened, urgent, cancelled), self._turnstile, urgent)
         try:
             known = self._engines.speeds.get(model.digest)
             segmenter = Segmenter(model, engine, self._config.memory or free_memory(), known)
             progress = Progress(message["job"], self._say)
-            cancelled = self._cancelled[message["job"]].is_set
             found = segmenter.segment(volume, progress, cancelled, progress.planned)
         finally:
             engine.finish()
