@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hilum_inference.errors import EngineError
+from hilum_inference.errors import EngineError, ModelError
 
 PYTHON = "3.11"
 """The stub of the python back-end belongs to one minor version of Python; this is the one that is used."""
@@ -123,7 +123,9 @@ class Launch:
             shutil.copytree(server / "backends" / "python", backend)
             shutil.copy(stub, backend)
         with self.log.open("ab") as log:
-            return subprocess.Popen(self.command(), env=self._variables(), stdout=log, stderr=log)  # noqa: S603
+            return subprocess.Popen(  # noqa: S603 - our own command
+                self.command(), env=self._variables(), stdout=log, stderr=log, start_new_session=True
+            )
 
     def command(self) -> list[str]:
         """The server's command line."""
@@ -158,8 +160,16 @@ class Launch:
             if ready(self.http):
                 return
             time.sleep(0.05)
-        last = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()][-12:]
-        raise EngineError("The test server did not start:\n" + "\n".join(last), code="no_test_server")
+        self.explain()
+
+    def explain(self) -> None:
+        """Say why it is not there.
+
+        Raises:
+            EngineError: always, with the end of the server's log.
+        """
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        raise EngineError("The test server ended:\n" + "\n".join(lines[-12:]), code="no_test_server")
 
 
 @contextmanager
@@ -183,6 +193,21 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def check_variant(repository: Path, variant: str) -> None:
+    """Whether a repository holds anything that this server can run.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if not any(repository.glob(f"*/configs/{variant}.pbtxt")):
+        known = sorted({path.stem for path in repository.glob("*/configs/python-*.pbtxt")})
+        raise ModelError(
+            f"No model in {repository} has a variant {variant!r} that the test server could run; there "
+            f"{'are ' + ', '.join(known) if known else 'is none: publish the model again with hilum export'}.",
+            code="no_variant",
+        )
 
 
 def ready(http: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from typing import Any, Literal
 
 from hilum_inference.errors import EngineError, OutOfMemoryError
@@ -23,8 +21,6 @@ CALL_SECONDS = 5.0
 READY_SECONDS = 2.0
 
 Kind = Literal["gone", "late", "region", "memory", "refused"]
-
-log = logging.getLogger(__name__)
 
 
 class CallError(Exception):
@@ -58,10 +54,12 @@ class Channel:
 
     Args:
         address: ``host:port`` of gRPC.
-        lost: called, from another thread, whenever the connection is lost.
+
+    Attributes:
+        losses: how often the connection was not there; where it has not grown, the server is still the same.
     """
 
-    def __init__(self, address: str, lost: Callable[[], None] | None = None) -> None:
+    def __init__(self, address: str) -> None:
         import grpc
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -69,14 +67,13 @@ class Channel:
         self._messages: Any = service_pb2
         self._channel: Any = grpc.insecure_channel(address, options=OPTIONS)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._lost = lost
         self._up = grpc.ChannelConnectivity.READY
-        if lost is not None:
-            self._channel.subscribe(self._changed)
+        self.losses = 1
+        self._channel.subscribe(self._changed)
 
     def _changed(self, state: Any) -> None:
-        if state is not self._up and self._lost is not None:
-            self._lost()
+        if state is not self._up:
+            self.losses += 1
 
     def live(self) -> bool:
         """Whether a server answers."""

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,12 +97,13 @@ class TritonEngine:
         self.in_flight = self._how.in_flight
         self._weights = weight_map(model.manifest.windows.size, model.manifest.windows.weights)
         self._lock = threading.Lock()
-        self._losses, self._seen = 1, 0
+        self._seen = 0
         self._identity = ""
         self._answered = 0.0
         self._breaker = Breaker()
-        self._channel = Channel(address, self._lost)
+        self._channel = Channel(address)
         self._regions = Regions(self._channel, self._how.shared_memory)
+        self._release = weakref.finalize(self, _release, self._regions, self._channel)
         try:
             if not self.ready():
                 raise EngineError(
@@ -149,8 +151,7 @@ class TritonEngine:
 
     def close(self) -> None:
         """Let the server forget the shared memory, and close the channel."""
-        self._regions.close()
-        self._channel.close()
+        self._release()
 
     @contextmanager
     def _answer(self, order: Order, batch: Batch, output: Output) -> Iterator[Batch]:
@@ -187,7 +188,7 @@ class TritonEngine:
         """
         if not failure.passes:
             raise failure.public() from failure
-        self._lost()
+        self._channel.losses += 1  # it may be another server by now
         if failure.kind == "region":
             self._regions.renew()
         while patience.lasts():
@@ -251,9 +252,6 @@ class TritonEngine:
         finally:
             call.cancel()  # nothing where it is done; else the server stops working on it
 
-    def _lost(self) -> None:
-        self._losses += 1
-
     def _recognise(self) -> None:
         """After the connection was lost: see what the server serves now.
 
@@ -261,10 +259,10 @@ class TritonEngine:
             CallError: it does not say.
             ModelError: it is another model altogether.
         """
-        if self._seen == self._losses:
+        if self._seen == self._channel.losses:
             return
         with self._lock:
-            losses = self._losses
+            losses = self._channel.losses
             config = self._channel.config(self._model.manifest.name, self._model.version)
             _check_same(config, self._model)
             self._identity = _identity(config)
@@ -295,6 +293,11 @@ class JobEngine:
 
     def close(self) -> None:
         """Nothing: the engine outlives the job."""
+
+
+def _release(regions: Regions, channel: Channel) -> None:
+    regions.close()
+    channel.close()
 
 
 def _parameter(config: Any, name: str) -> str:
