@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import hilum_export.triton_model
 from hilum_inference.triton_dev import VARIANT, Environment, Launch, running, stop
@@ -26,14 +27,28 @@ QUEUE = """dynamic_batching {
 }
 """
 
+SLOW = """
+
+class TritonPythonModel(TritonPythonModel):
+    def _answer(self, request):
+        __import__("time").sleep({seconds})
+        pb.Logger.log_info("a request is run")
+        return super()._answer(request)
+"""
+
 
 def installed() -> bool:
     """Whether the test server's environment is there (``make triton-env``)."""
     return ENVIRONMENT.installed()
 
 
-def python_backed(repository: Path, target: Path, extra: str = "", runtime: str = "openvino") -> None:
-    """Copy a published repository and add the python variant to every model; ``extra`` goes into its configuration."""
+def python_backed(
+    repository: Path, target: Path, extra: str = "", runtime: str = "openvino", seconds: float = 0.0
+) -> None:
+    """Copy a published repository and add the python variant to every model.
+
+    ``extra`` goes into its configuration; each request takes ``seconds`` longer.
+    """
     shutil.copytree(repository, target)
     for config in target.glob("*/config.pbtxt"):
         text = re.sub(r'(backend|platform|default_model_filename): "[^"]*"', "", config.read_text())
@@ -43,7 +58,7 @@ def python_backed(repository: Path, target: Path, extra: str = "", runtime: str 
         variant.parent.mkdir(exist_ok=True)
         variant.write_text(_without(text, "dynamic_batching") + _python(extra, runtime))
         for network in config.parent.glob("*/model.onnx"):
-            shutil.copy(MODEL_PY, network.parent / "model.py")
+            (network.parent / "model.py").write_text(MODEL_PY.read_text() + SLOW.format(seconds=seconds))
 
 
 def _without(text: str, field: str) -> str:
@@ -84,6 +99,24 @@ class Triton:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def statistics(self, name: str) -> Any:
+        """``InferStatistics`` of a model."""
+        return self._statistics(name).inference_stats
+
+    def counts(self, name: str) -> tuple[int, int]:
+        """Windows that a model was given, and calls in which it was."""
+        found = self._statistics(name)
+        return int(found.inference_count), int(found.execution_count)
+
+    def _statistics(self, name: str) -> Any:
+        from tritonclient.grpc import InferenceServerClient
+
+        client = InferenceServerClient(self.address)
+        try:
+            return client.get_inference_statistics(name).model_stats[0]
+        finally:
+            client.close()
 
     def log(self) -> str:
         """What it wrote."""

@@ -172,6 +172,7 @@ class Regions:
             try:
                 self._channel.unregister(name)
             except CallError as failure:
+                log.info("Triton at %s does not forget %s: %s", self._channel.address, name, failure)
                 if failure.kind in ("gone", "late"):
                     with self._lock:
                         self._doomed += doomed[n:]
