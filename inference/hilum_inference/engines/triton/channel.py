@@ -20,7 +20,7 @@ CALL_SECONDS = 5.0
 """For everything but the network itself."""
 READY_SECONDS = 2.0
 
-Kind = Literal["gone", "late", "region", "memory", "refused"]
+Kind = Literal["gone", "late", "region", "busy", "memory", "refused"]
 
 
 class CallError(Exception):
@@ -28,7 +28,8 @@ class CallError(Exception):
 
     Attributes:
         kind: ``gone``: no server, or it does not serve the model now; ``late``: no answer in time; ``region``: it does
-            not know the shared memory; ``memory``: it ran out; ``refused``: it does not want this very request.
+            not know the shared memory; ``busy``: it still uses that; ``memory``: it ran out; ``refused``: it does not
+            want this very request.
     """
 
     def __init__(self, kind: Kind, text: str) -> None:
@@ -144,6 +145,8 @@ def failure_of(error: Any) -> CallError:
     code, text = error.code(), error.details() or ""
     said = f"{code.name}: {text}"
     text = text.lower()
+    if "currently in use" in text:
+        return CallError("busy", said)
     if "shared memory region" in text:
         return CallError("region", said)
     if code is StatusCode.RESOURCE_EXHAUSTED or any(sign in text for sign in _OUT_OF_MEMORY):

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from hilum_inference.engines.triton.channel import CallError, Channel
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
+CLOSE_SECONDS = 2.0
 PAGE = 4096
 POISON_STEP = PAGE // 4
 """One value of each page of an answer's place is NaN before the server writes: what it leaves out is seen."""
@@ -125,9 +127,11 @@ class Regions:
             self._doomed += [region.name for region in idle]
 
     def close(self) -> None:
-        """Let the server forget all regions."""
+        """Let the server forget all regions; what it still works on gets a moment."""
         self.renew()
-        self._bury()
+        end = time.monotonic() + CLOSE_SECONDS
+        while not self._bury() and time.monotonic() < end:
+            time.sleep(0.05)
 
     def _make(self, windows: int, answer: int) -> Region | None:
         name = f"{_prefix()}{os.getpid()}-{secrets.token_hex(8)}"
@@ -164,19 +168,23 @@ class Regions:
             if found and not Path(f"/proc/{found.group(1)}").exists():
                 self._channel.unregister(name)
 
-    def _bury(self) -> None:
-        """Let the server forget regions that are no longer used; what it does not hear now it hears later."""
+    def _bury(self) -> bool:
+        """Let the server forget regions that are no longer used; what it does not now it does later. Whether all."""
         with self._lock:
             doomed, self._doomed = self._doomed, []
+        left: list[str] = []
         for n, name in enumerate(doomed):
             try:
                 self._channel.unregister(name)
             except CallError as failure:
-                log.info("Triton at %s does not forget %s: %s", self._channel.address, name, failure)
                 if failure.kind in ("gone", "late"):
-                    with self._lock:
-                        self._doomed += doomed[n:]
-                    return
+                    left += doomed[n:]
+                    break
+                if failure.kind == "busy":
+                    left.append(name)
+        with self._lock:
+            self._doomed += left
+        return not left
 
 
 def _shared(name: str, windows: int, answer: int, channel: Channel) -> mmap.mmap:
