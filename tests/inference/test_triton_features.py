@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,16 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import triton_server
-from hilum_testing import SIZE, manifest, phantom, publish_tiny
+from hilum_testing import SIZE, manifest, publish_tiny
 
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.engines.triton import How, TritonEngine
-from hilum_inference.engines.triton.channel import CallError, Channel
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
-from hilum_inference.pipeline import Segmenter
 from hilum_inference.remote import RemoteRepository
 from hilum_inference.repository import Model
-from hilum_inference.volume import Volume
 
 pytestmark = [
     pytest.mark.triton,
