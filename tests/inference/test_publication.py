@@ -255,8 +255,21 @@ def test_a_version_that_somebody_put_there_meanwhile_is_never_overwritten(tmp_pa
 def test_a_lock_is_given_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="in between"), locked(tmp_path):
         raise ValueError("in between")
-    with locked(tmp_path):
-        pass
+    with locked(tmp_path) as alone:
+        assert alone
+
+
+def test_where_there_are_no_locks_nothing_of_others_is_swept_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / ".tiny.01234567.part"
+    theirs.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("hilum_inference.publication._holds", lambda handle: False)
+        assert published(tmp_path).name == "1"
+    assert theirs.exists()
+    assert published(tmp_path).name == "2"
+    assert not theirs.exists()
 
 
 def config_of(described: Manifest, **parameters: str) -> str:
