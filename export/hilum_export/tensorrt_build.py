@@ -1,0 +1,195 @@
+"""From an ONNX file to a TensorRT plan: strongly typed, with an explicit range of batches and one fixed window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hilum_export.errors import EngineBuildError
+from hilum_export.tensorrt_api import (
+    Builder,
+    Config,
+    NetworkDefinition,
+    Parser,
+    ParserError,
+    Shape,
+    TensorRT,
+    journal,
+    member,
+    plain,
+)
+
+COMPATIBILITY: Final[dict[str, str]] = {
+    "none": "NONE",
+    "ampere+": "AMPERE_PLUS",
+    "same-cc": "SAME_COMPUTE_CAPABILITY",
+}
+"""Which other GPUs may run the plan -> TensorRT's name for it."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How many windows a plan takes at once.
+
+    Attributes:
+        least, most: the range.
+        best: what it is tuned for.
+    """
+
+    least: int
+    best: int
+    most: int
+
+    def checked(self) -> Batches:
+        """Itself.
+
+        Raises:
+            EngineBuildError: it is no range; TensorRT would only say that there is no profile.
+        """
+        if not 1 <= self.least <= self.best <= self.most:
+            raise EngineBuildError(
+                f"The batches {self.least}, {self.best}, {self.most} are no range: "
+                "the least may not be above the best, nor the best above the largest."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is built.
+
+    Attributes:
+        workspace: bytes of scratch memory at most; None: all that the GPU has.
+        compatibility: a key of COMPATIBILITY.
+        version_compatible: whether later TensorRT versions may run it.
+        timing_cache: what an earlier build kept; empty: nothing; None: keep nothing.
+    """
+
+    workspace: int | None = None
+    compatibility: str = "none"
+    version_compatible: bool = False
+    timing_cache: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A plan.
+
+    Attributes:
+        plan: its bytes.
+        batches: that it takes; a network with a fixed batch takes only that one.
+        flags: TensorRT's names of what was switched on.
+        timing_cache: to keep; empty where it was not asked for.
+    """
+
+    plan: bytes
+    batches: Batches
+    flags: tuple[str, ...]
+    timing_cache: bytes = b""
+
+
+def build(
+    library: TensorRT, path: Path, sample: tuple[int, int, int, int], batches: Batches, options: Options | None = None
+) -> Built:
+    """Build a plan.
+
+    Args:
+        library: ``tensorrt`` or ``tensorrt_rtx``.
+        path: the ONNX file; its types are the plan's types.
+        sample: channels, depth, height and width of one window.
+        batches: the range; ignored where the network fixes its batch.
+        options: None: plain ones.
+
+    Raises:
+        EngineBuildError: TensorRT refused it; ``reasons`` has all that it said.
+    """
+    options = options or Options()
+    with journal(library).listening() as errors:
+        builder = library.Builder(journal(library).logger)
+        typed = member(library, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
+        network = builder.create_network(0 if typed is None else 1 << int(typed))
+        _parse(library.OnnxParser(network, journal(library).logger), path)
+        config = builder.create_builder_config()
+        batches = _add_profile(builder, config, network, sample, batches)
+        flags = ("STRONGLY_TYPED", *_configure(library, config, options))
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            said = errors[0] if errors else "it did not say why"
+            raise EngineBuildError(f"TensorRT cannot build {path.name}: {said}.", errors)
+        return Built(bytes(memoryview(plan)), batches, flags, _kept(config, options))
+
+
+def _parse(parser: Parser, path: Path) -> None:
+    if not path.is_file():
+        raise EngineBuildError(f"There is no file {path}.")
+    if parser.parse_from_file(str(path)) and not parser.num_errors:
+        return
+    reasons = [_reason(parser, parser.get_error(n)) for n in range(parser.num_errors)]
+    reasons = reasons or ["it is no ONNX file that TensorRT can read"]
+    raise EngineBuildError(f"TensorRT cannot read {path.name}: {reasons[0]}.", reasons)
+
+
+def _reason(parser: Parser, error: ParserError) -> str:
+    """What is wrong with which node."""
+    operator = error.node_operator()
+    if not operator:
+        return plain(error.desc())
+    where = f"{operator} {error.node_name()}".strip()
+    return f"{where}: {plain(error.desc()) if parser.supports_operator(operator) else 'it knows no such operator'}"
+
+
+def _add_profile(
+    builder: Builder, config: Config, network: NetworkDefinition, sample: Shape, batches: Batches
+) -> Batches:
+    """Give the only input its shapes; the batches that the plan will take.
+
+    TensorRT's Python functions accept contradictions in silence, so that everything is checked here.
+    """
+    if network.num_inputs != 1:
+        raise EngineBuildError(f"The network has {network.num_inputs} inputs; it should take windows, nothing else.")
+    image = network.get_input(0)
+    batch, *window = image.shape
+    if any(size not in (-1, wanted) for size, wanted in zip(window, sample, strict=True)):
+        raise EngineBuildError(f"The network takes windows {tuple(window)}, the plan is to take {tuple(sample)}.")
+    if batch != -1:
+        batches = Batches(batch, batch, batch)
+    shapes = [(count, *sample) for count in (batches.checked().least, batches.best, batches.most)]
+    profile = builder.create_optimization_profile()
+    profile.set_shape(image.name, *shapes)
+    if [tuple(shape) for shape in profile.get_shape(image.name)] != shapes:
+        raise EngineBuildError(f"TensorRT did not take the batches {batches.least} to {batches.most}.")
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineBuildError(f"TensorRT refused a profile of {batches.least} to {batches.most} windows {sample}.")
+    return batches
+
+
+def _configure(library: TensorRT, config: Config, options: Options) -> tuple[str, ...]:
+    """Set what was asked for; its names."""
+    flags = []
+    if options.workspace is not None:
+        config.set_memory_pool_limit(_needed(library, "MemoryPoolType", "WORKSPACE"), options.workspace)
+    if options.compatibility != "none":
+        name = COMPATIBILITY[options.compatibility]
+        config.hardware_compatibility_level = _needed(library, "HardwareCompatibilityLevel", name)
+        flags.append(name)
+    if options.version_compatible:
+        config.set_flag(_needed(library, "BuilderFlag", "VERSION_COMPATIBLE"))
+        flags.append("VERSION_COMPATIBLE")
+    if options.timing_cache is not None:
+        cache = config.create_timing_cache(options.timing_cache)
+        if not config.set_timing_cache(cache, False):
+            raise EngineBuildError("The timing cache is of another GPU or TensorRT; name another file.")
+    return tuple(flags)
+
+
+def _needed(library: TensorRT, enumeration: str, name: str) -> Any:
+    found = member(library, enumeration, name)
+    if found is None:
+        raise EngineBuildError(f"TensorRT {library.__version__} has no {enumeration}.{name}; it is too old or too new.")
+    return found
+
+
+def _kept(config: Config, options: Options) -> bytes:
+    cache = None if options.timing_cache is None else config.get_timing_cache()
+    return b"" if cache is None else bytes(memoryview(cache.serialize()))
