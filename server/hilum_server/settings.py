@@ -54,10 +54,7 @@ class InferenceSettings(_Group):
     memory_gib: float | None = Field(default=None, gt=0)
     triton: str | None = Field(default=None, pattern=r"^[^/\s]+:\d+$")
     triton_seconds: float = Field(default=120.0, gt=0)
-<<<<<<< HEAD
-=======
     triton_patience: float = Field(default=30.0, ge=0)
->>>>>>> main
 
 
 class StorageSettings(_Group):

@@ -61,8 +61,5 @@ def _config(settings: Settings) -> dict[str, object]:
         "memory": None if inference.memory_gib is None else int(inference.memory_gib * GIB),
         "triton": inference.triton,
         "triton_seconds": inference.triton_seconds,
-<<<<<<< HEAD
-=======
         "triton_patience": inference.triton_patience,
->>>>>>> main
     }

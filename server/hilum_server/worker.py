@@ -69,12 +69,8 @@ class WorkerConfig:
         variant: of every model; None: the default configuration.
         memory: budget in bytes for one job; None: a share of what is free when it starts.
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
-<<<<<<< HEAD
-        triton_seconds: for one batch of windows there.
-=======
         triton_seconds: of its silence, after which it counts as hanging.
         triton_patience: seconds for which a job waits for it to come back.
->>>>>>> main
     """
 
     repositories: tuple[Path, ...]
@@ -84,10 +80,7 @@ class WorkerConfig:
     memory: int | None = None
     triton: str | None = None
     triton_seconds: float = 120.0
-<<<<<<< HEAD
-=======
     triton_patience: float = 30.0
->>>>>>> main
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -98,11 +91,7 @@ class WorkerConfig:
             from hilum_inference.repository import shipped_repository
 
             folders = (data / "models", shipped_repository())
-<<<<<<< HEAD
-        names = ("threads", "memory", "triton", "triton_seconds", "variant")
-=======
-        names = ("threads", "memory", "triton", "triton_seconds", "triton_patience")
->>>>>>> main
+        names = ("threads", "variant", "memory", "triton", "triton_seconds", "triton_patience")
         settings = {name: message[name] for name in names if name in message}
         return cls(folders, data, **settings)
 
@@ -115,7 +104,7 @@ def models_of(config: WorkerConfig) -> Models:
         return RemoteRepository(config.triton)
     from hilum_inference.repository import Repository
 
-    return Repository(config.repositories)
+    return Repository(config.repositories, config.variant)
 
 
 class Engines:
@@ -401,13 +390,7 @@ def main() -> None:
             channel.flush()
 
     config = WorkerConfig.from_message(json.loads(sys.stdin.buffer.readline()))
-<<<<<<< HEAD
-    from hilum_inference.repository import Repository
-
-    worker = Worker(config, Repository(config.repositories, config.variant), say)
-=======
     worker = Worker(config, models_of(config), say)
->>>>>>> main
     worker.start()
     for line in sys.stdin.buffer:
         worker.order(json.loads(line))
