@@ -5,16 +5,15 @@ The manifest of each model travels in its configuration. The networks stay on th
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hilum_inference.engines.triton.channel import CallError, Channel
+from hilum_inference.engines.triton.channel import CallError, Channel, parameter_of
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
+from hilum_inference.layout import VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, parse_manifest
-from hilum_inference.repository import Model
+from hilum_inference.repository import Model, digest_of
 
 READY = "READY"
 
@@ -136,9 +135,10 @@ def _described(config: Any, name: str, version: int) -> Model:
     Raises:
         ModelError: it is none of Hilum's, or was changed since its export.
     """
-    if PARAMETER not in config.parameters:
+    text = parameter_of(config, PARAMETER)
+    if not text:
         raise ModelError(f"The configuration of {name} has no parameter {PARAMETER}.", code="no_manifest")
-    manifest = parse_manifest(config.parameters[PARAMETER].string_value)
+    manifest = parse_manifest(text)
     if manifest.name != name:
         raise ModelError(f"The manifest names {manifest.name!r}, Triton calls it {name!r}.", code="bad_manifest")
     weights, preprocessing = manifest.digests.weights, manifest.preprocessing_digest()
@@ -146,5 +146,5 @@ def _described(config: Any, name: str, version: int) -> Model:
         raise ModelError(f"The manifest of {name} has no digest of its weights; export it again.", code="no_digest")
     if manifest.digests.preprocessing and manifest.digests.preprocessing != preprocessing:
         raise ModelError(f"The manifest of version {version} was changed since export.", code="changed_manifest")
-    digest = hashlib.sha256(f"{weights} {preprocessing}".encode()).hexdigest()
-    return Model(manifest, version, Path(), Path(), digest)  # the files are the server's
+    variant = parameter_of(config, VARIANT_PARAMETER)
+    return Model(manifest, version, None, None, digest_of(weights, manifest), variant)

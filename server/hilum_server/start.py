@@ -57,9 +57,9 @@ def _config(settings: Settings) -> dict[str, object]:
         "repositories": [str(folder) for folder in settings.storage.repository],
         "data": str(settings.storage.data),
         "threads": inference.threads,
-        "variant": inference.variant,
         "memory": None if inference.memory_gib is None else int(inference.memory_gib * GIB),
         "triton": inference.triton,
         "triton_seconds": inference.triton_seconds,
         "triton_patience": inference.triton_patience,
+        "variant": inference.variant,
     }

@@ -66,21 +66,21 @@ class WorkerConfig:
             Triton: its own models.
         data: the data folder, where precision choices are recorded.
         threads: of the engine; 0 is all cores.
-        variant: of every model; None: the default configuration.
         memory: budget in bytes for one job; None: a share of what is free when it starts.
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
         triton_seconds: of its silence, after which it counts as hanging.
         triton_patience: seconds for which a job waits for it to come back.
+        variant: of every model; None: the default configuration.
     """
 
     repositories: tuple[Path, ...]
     data: Path
     threads: int = 0
-    variant: str | None = None
     memory: int | None = None
     triton: str | None = None
     triton_seconds: float = 120.0
     triton_patience: float = 30.0
+    variant: str | None = None
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -91,7 +91,7 @@ class WorkerConfig:
             from hilum_inference.repository import shipped_repository
 
             folders = (data / "models", shipped_repository())
-        names = ("threads", "variant", "memory", "triton", "triton_seconds", "triton_patience")
+        names = ("threads", "memory", "triton", "triton_seconds", "triton_patience", "variant")
         settings = {name: message[name] for name in names if name in message}
         return cls(folders, data, **settings)
 
