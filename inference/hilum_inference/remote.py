@@ -28,10 +28,12 @@ class RemoteRepository:
 
     Args:
         address: ``host:port`` of gRPC.
+        variant: that the server must have been started with; models of which it serves another are refused. None: any.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, variant: str | None = None) -> None:
         self._channel = Channel(address)
+        self._variant = variant
         self._loaded: dict[str, list[int]] = {}
         self._silent = False
         self._seen: dict[tuple[str, int], Model] = {}
@@ -104,7 +106,7 @@ class RemoteRepository:
         except CallError as error:
             log.warning("Triton at %s does not describe %s %s: %s", self._channel.address, name, version, error)
             raise _unknown(error) from error
-        model = self._seen[name, version] = _described(config, name, version)
+        model = self._seen[name, version] = _described(config, name, version, self._variant)
         return model
 
 
@@ -129,11 +131,12 @@ def _newest(name: str, versions: Sequence[int]) -> int:
     return versions[-1]
 
 
-def _described(config: Any, name: str, version: int) -> Model:
+def _described(config: Any, name: str, version: int, wanted: str | None = None) -> Model:
     """A model from a ``ModelConfig``.
 
     Raises:
-        ModelError: it is none of Hilum's, or was changed since its export.
+        ModelError: it is none of Hilum's, was changed since its export, or is another variant than is wanted: a Triton
+            takes the default configuration without a word for a model that lacks the one it was started with.
     """
     text = parameter_of(config, PARAMETER)
     if not text:
@@ -147,4 +150,7 @@ def _described(config: Any, name: str, version: int) -> Model:
     if manifest.digests.preprocessing and manifest.digests.preprocessing != preprocessing:
         raise ModelError(f"The manifest of version {version} was changed since export.", code="changed_manifest")
     variant = parameter_of(config, VARIANT_PARAMETER)
+    if wanted is not None and variant != wanted:
+        served = f"the variant {variant}" if variant else "a configuration without a variant's name"
+        raise UnknownModelError(f"Triton serves {served} of {name}, not {wanted}.", code="unknown_variant")
     return Model(manifest, version, None, None, digest_of(weights, manifest), variant)
