@@ -224,9 +224,10 @@ def _copy_configs(version: Path, target: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Flush a folder and all below it."""
+    mode = "rb+" if os.name == "nt" else "rb"  # a signature may be read-only; Windows flushes what can be written alone
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:
-            with (Path(path) / name).open("rb+") as file:
+            with (Path(path) / name).open(mode) as file:
                 os.fsync(file.fileno())
         sync_folder(Path(path))
 
