@@ -48,8 +48,9 @@ RUNTIME = "openvino"
 """As the embedded engine, so that both give the same masks."""
 TENSORRT_WORKSPACE = 4 * 2**30
 """Bytes of the GPU that TensorRT may use while it looks for the fastest kernels: 3D convolutions need room."""
-TENSORRT_CACHE = "tensorrt-cache"
-"""Folder of built engines, relative to where Triton was started."""
+TENSORRT_CACHE = "tensorrt-cache-"
+"""Folder of built engines, relative to where Triton was started; the network's digest follows. ONNX Runtime names an
+engine after the graph's names and not after its weights (its issue 6455): a retrained network must not find it."""
 
 
 @dataclass(frozen=True)
@@ -242,14 +243,15 @@ def _accelerate(message: ModelConfig, manifest: Manifest, profile: Profile) -> N
     """
     shape = "x".join(map(str, (len(manifest.channels), *manifest.windows.size)))
     batches = {"min": profile.least, "opt": profile.usual, "max": profile.most}
+    cache = TENSORRT_CACHE + manifest.digests.weights[:16]
     accelerator = message.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
     accelerator.parameters.update(
         {
             "max_workspace_size_bytes": str(TENSORRT_WORKSPACE),
             "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": f"{TENSORRT_CACHE}/{manifest.name}",
+            "trt_engine_cache_path": cache,
             "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": TENSORRT_CACHE,
+            "trt_timing_cache_path": cache,
         }
         | {f"trt_profile_{name}_shapes": f"{manifest.tensors.image}:{batch}x{shape}" for name, batch in batches.items()}
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -57,18 +58,20 @@ def publish(
         finish: is called with the version's folder, complete but not visible yet; what it raises stops the publication.
 
     Raises:
-        ModelError: a configuration cannot be read, names another model or a file that is not published with it; or the
-            disk is full. The repository is as it was.
+        ModelError: a configuration cannot be read, names another model, or a file that is not published with it or has
+            another digest; or the disk is full. The repository is as it was.
     """
-    _check(name, [(None, config), *(variants or {}).items()], network_files)
-    with _one_sentence(repository), locked(repository):
-        _sweep(repository, name)
+    digests = _checked(name, [(None, config), *(variants or {}).items()], network_files)
+    with _one_sentence(repository), locked(repository) as alone:
+        if alone:
+            _sweep(repository, name)
         folder = repository / name
         known = numbers(folder)
         version = str(max(known, default=0) + 1)
         with _part(repository, name) as part:
             whole = part / name
             _fill(whole / version, config, network_files, variants or {})
+            _compare(whole / version, digests)
             if finish is not None:
                 finish(whole / version)
             _copy_configs(whole / version, whole)
@@ -105,25 +108,36 @@ def rollback(repository: Path, name: str) -> int:
 
 
 @contextlib.contextmanager
-def locked(repository: Path) -> Iterator[None]:
-    """Hold a repository while it is changed; others wait. The system frees it when the process dies."""
-    repository.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":  # no locks on folders there; a rename onto a version that exists still fails
-        yield
-        return
-    import fcntl
+def locked(repository: Path) -> Iterator[bool]:
+    """Hold a repository while it is changed; others wait. The system frees it when the process dies.
 
+    Yields whether it is held: some network file systems, and Windows, cannot. There a rename is the last word, which
+    never overwrites a version.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        yield False
+        return
     handle = os.open(repository, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot: the rename is the last word there
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield _holds(handle)
     finally:
         os.close(handle)
 
 
-def _check(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -> None:
-    """Refuse what a reader would refuse."""
+def _holds(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _checked(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -> set[tuple[str, str]]:
+    """Refuse what a reader would refuse; the networks and the SHA-256 that each must have."""
+    digests = set()
     for file in files:
         if not is_plain(file) or file in (CONFIG, CONFIGS):
             raise ModelError(f"A file of a version cannot be called {file!r}.", code="bad_config")
@@ -131,13 +145,29 @@ def _check(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -
         if variant is not None and not is_variant(variant):
             raise ModelError(f"A variant cannot be called {variant!r}.", code="bad_config")
         config = parse_pbtxt(text)
-        manifest_of(config, name)
+        weights = manifest_of(config, name).digests.weights
         checked_variant(config, name, variant)
         network = network_name(config, name)
-        if network not in files:
-            raise ModelError(
-                f"{variant or CONFIG} needs {network}, which is not published with it.", code="missing_network"
-            )
+        digests.add((network, weights))
+        loaded = config.get("default_model_filename", [])[:1] if config.get("backend") != ["tensorrt"] else []
+        for file in (network, *map(str, loaded)):  # a plan is built later, on the GPU that runs it
+            if file not in files:
+                raise ModelError(
+                    f"{variant or CONFIG} needs {file}, which is not published with it.", code="missing_network"
+                )
+    return digests
+
+
+def _compare(folder: Path, digests: set[tuple[str, str]]) -> None:
+    """Refuse a network that is not the one that a manifest was written for."""
+    for name, expected in sorted(digests):
+        if expected:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise ModelError(
+                    f"{name} is not the network that its manifest was written for.", code="changed_network"
+                )
 
 
 @contextlib.contextmanager
@@ -194,9 +224,10 @@ def _copy_configs(version: Path, target: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Flush a folder and all below it."""
+    mode = "rb+" if os.name == "nt" else "rb"  # a signature may be read-only; Windows flushes what can be written alone
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:
-            with (Path(path) / name).open("rb+") as file:
+            with (Path(path) / name).open(mode) as file:
                 os.fsync(file.fileno())
         sync_folder(Path(path))
 

@@ -5,16 +5,15 @@ The manifest of each model travels in its configuration. The networks stay on th
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hilum_inference.engines.triton.channel import CallError, Channel
+from hilum_inference.engines.triton.channel import CallError, Channel, parameter_of
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
+from hilum_inference.layout import VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, parse_manifest
-from hilum_inference.repository import Model
+from hilum_inference.repository import Model, digest_of
 
 READY = "READY"
 
@@ -29,10 +28,12 @@ class RemoteRepository:
 
     Args:
         address: ``host:port`` of gRPC.
+        variant: that the server must have been started with; models of which it serves another are refused. None: any.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, variant: str | None = None) -> None:
         self._channel = Channel(address)
+        self._variant = variant
         self._loaded: dict[str, list[int]] = {}
         self._silent = False
         self._seen: dict[tuple[str, int], Model] = {}
@@ -105,7 +106,7 @@ class RemoteRepository:
         except CallError as error:
             log.warning("Triton at %s does not describe %s %s: %s", self._channel.address, name, version, error)
             raise _unknown(error) from error
-        model = self._seen[name, version] = _described(config, name, version)
+        model = self._seen[name, version] = _described(config, name, version, self._variant)
         return model
 
 
@@ -130,15 +131,17 @@ def _newest(name: str, versions: Sequence[int]) -> int:
     return versions[-1]
 
 
-def _described(config: Any, name: str, version: int) -> Model:
+def _described(config: Any, name: str, version: int, wanted: str | None = None) -> Model:
     """A model from a ``ModelConfig``.
 
     Raises:
-        ModelError: it is none of Hilum's, or was changed since its export.
+        ModelError: it is none of Hilum's, was changed since its export, or is another variant than is wanted: a Triton
+            takes the default configuration without a word for a model that lacks the one it was started with.
     """
-    if PARAMETER not in config.parameters:
+    text = parameter_of(config, PARAMETER)
+    if not text:
         raise ModelError(f"The configuration of {name} has no parameter {PARAMETER}.", code="no_manifest")
-    manifest = parse_manifest(config.parameters[PARAMETER].string_value)
+    manifest = parse_manifest(text)
     if manifest.name != name:
         raise ModelError(f"The manifest names {manifest.name!r}, Triton calls it {name!r}.", code="bad_manifest")
     weights, preprocessing = manifest.digests.weights, manifest.preprocessing_digest()
@@ -146,5 +149,8 @@ def _described(config: Any, name: str, version: int) -> Model:
         raise ModelError(f"The manifest of {name} has no digest of its weights; export it again.", code="no_digest")
     if manifest.digests.preprocessing and manifest.digests.preprocessing != preprocessing:
         raise ModelError(f"The manifest of version {version} was changed since export.", code="changed_manifest")
-    digest = hashlib.sha256(f"{weights} {preprocessing}".encode()).hexdigest()
-    return Model(manifest, version, Path(), Path(), digest)  # the files are the server's
+    variant = parameter_of(config, VARIANT_PARAMETER)
+    if wanted is not None and variant != wanted:
+        served = f"the variant {variant}" if variant else "a configuration without a variant's name"
+        raise UnknownModelError(f"Triton serves {served} of {name}, not {wanted}.", code="unknown_variant")
+    return Model(manifest, version, None, None, digest_of(weights, manifest), variant)

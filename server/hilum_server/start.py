@@ -61,4 +61,5 @@ def _config(settings: Settings) -> dict[str, object]:
         "triton": inference.triton,
         "triton_seconds": inference.triton_seconds,
         "triton_patience": inference.triton_patience,
+        "variant": inference.variant,
     }

@@ -2,7 +2,8 @@
 
 It speaks JSON lines. Read from standard input: first the configuration, then orders::
 
-    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null}
+    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null,
+     "variant": null}
     {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
     {"do": "cancel", "job": id}
     {"do": "models", "ask": n}
@@ -69,6 +70,7 @@ class WorkerConfig:
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
         triton_seconds: of its silence, after which it counts as hanging.
         triton_patience: seconds for which a job waits for it to come back.
+        variant: of every model; None: the default configuration.
     """
 
     repositories: tuple[Path, ...]
@@ -78,6 +80,7 @@ class WorkerConfig:
     triton: str | None = None
     triton_seconds: float = 120.0
     triton_patience: float = 30.0
+    variant: str | None = None
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -88,7 +91,7 @@ class WorkerConfig:
             from hilum_inference.repository import shipped_repository
 
             folders = (data / "models", shipped_repository())
-        names = ("threads", "memory", "triton", "triton_seconds", "triton_patience")
+        names = ("threads", "memory", "triton", "triton_seconds", "triton_patience", "variant")
         settings = {name: message[name] for name in names if name in message}
         return cls(folders, data, **settings)
 
@@ -98,10 +101,10 @@ def models_of(config: WorkerConfig) -> Models:
     if config.triton is not None and not config.repositories:
         from hilum_inference.remote import RemoteRepository
 
-        return RemoteRepository(config.triton)
+        return RemoteRepository(config.triton, config.variant)
     from hilum_inference.repository import Repository
 
-    return Repository(config.repositories)
+    return Repository(config.repositories, config.variant)
 
 
 class Engines:
@@ -338,6 +341,9 @@ def describe_model(model: Model) -> Message:
         "channels": names,
         "labels": labels,
         "digest": model.digest,
+        "variant": model.variant,
+        "variants": model.variants,
+        "dice_gate": manifest.provenance.dice_gate,
         "manifest": json.loads(manifest.to_json()),
     }
 

@@ -17,7 +17,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 Spoil = Callable[[Any], None]
 
 
-class Relay(grpc.GenericRpcHandler):
+class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Listens on a port of its own; ``spoil`` may change each answer to ``ModelInfer`` before it is passed on."""
 
     def __init__(self, address: str, spoil: Spoil | None = None) -> None:

@@ -138,6 +138,11 @@ class Channel:
             raise CallError("gone", str(error)) from error
 
 
+def parameter_of(config: Any, name: str) -> str:
+    """A parameter of a ``ModelConfig``; empty where it has none."""
+    return str(config.parameters[name].string_value) if name in config.parameters else ""
+
+
 def failure_of(error: Any) -> CallError:
     """The kind of a gRPC error, from its status; from its text where Triton has one status for several things."""
     from grpc import StatusCode

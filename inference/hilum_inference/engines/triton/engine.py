@@ -22,18 +22,17 @@ import numpy as np
 from hilum_inference.blend import weigh
 from hilum_inference.engines import Batch, Output, Weighted
 from hilum_inference.engines.triton.breaker import Breaker, Patience
-from hilum_inference.engines.triton.channel import CallError, Channel, failure_of
+from hilum_inference.engines.triton.channel import CallError, Channel, failure_of, parameter_of
 from hilum_inference.engines.triton.memory import Region, Regions
 from hilum_inference.engines.triton.reply import TYPE, Expected, checked
 from hilum_inference.errors import CancelledError, EngineError, HilumError, ModelError
+from hilum_inference.layout import VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, parse_manifest
 from hilum_inference.windows import weight_map
 
 if TYPE_CHECKING:
     from hilum_inference.repository import Model
 
-VARIANT = "hilum_variant"
-"""The parameter of a configuration that says which back-end and precision serve the model."""
 INTERACTIVE, BATCH = 1, 2
 """Priorities in Triton's queue; a model without levels ignores them."""
 CHANGED = "model_changed"
@@ -266,7 +265,7 @@ class TritonEngine:
             config = self._channel.config(self._model.manifest.name, self._model.version)
             _check_same(config, self._model)
             self._identity = _identity(config)
-            self.precision = _parameter(config, VARIANT) or "server"
+            self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
             self._seen = losses
 
 
@@ -300,21 +299,16 @@ def _release(regions: Regions, channel: Channel) -> None:
     channel.close()
 
 
-def _parameter(config: Any, name: str) -> str:
-    """A parameter of a ``ModelConfig``; empty where it has none."""
-    return str(config.parameters[name].string_value) if name in config.parameters else ""
-
-
 def _identity(config: Any) -> str:
     """A digest of what decides the masks; how many instances run is not of it."""
     parts = [config.backend, config.platform, config.default_model_filename]
-    parts += [f"{name}={_parameter(config, name)}" for name in sorted(config.parameters)]
+    parts += [f"{name}={parameter_of(config, name)}" for name in sorted(config.parameters)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _check_same(config: Any, model: Model) -> None:
     """Refuse a server whose model of that name and version is another one."""
-    text = _parameter(config, PARAMETER)
+    text = parameter_of(config, PARAMETER)
     if text and parse_manifest(text).preprocessing_digest() != model.manifest.preprocessing_digest():
         raise ModelError(
             f"Triton serves another {model.manifest.name} {model.version} than the repository holds.", code=CHANGED
