@@ -32,7 +32,7 @@ RUN groupadd --gid 10001 hilum && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin hilum && \
     install -d -o 10001 -g 10001 -m 0700 /data
 COPY --from=builder /opt/hilum /opt/hilum
-COPY deploy/image/healthy.py /opt/hilum/healthy.py
+COPY --chmod=0644 deploy/image/healthy.py /opt/hilum/healthy.py
 # Beyond loopback the gateway refuses to start without users or keys, in a container too.
 ENV PATH=/opt/hilum/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -60,7 +60,7 @@ RUN python3 -m pip install --no-cache-dir --break-system-packages --only-binary=
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin hilum && \
     install -d -o 10001 -g 10001 -m 0700 /cache && \
     install -d /models
-COPY deploy/image/start.py deploy/image/healthy.py /opt/hilum/
+COPY --chmod=0644 deploy/image/start.py deploy/image/healthy.py /opt/hilum/
 ENV HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
