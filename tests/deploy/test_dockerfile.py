@@ -191,7 +191,7 @@ def test_the_steps_of_the_gateways_image_make_a_gateway_that_serves_and_knows_no
     try:
         assert until(f"http://127.0.0.1:{port}/healthz", 60) == 200
         assert until(f"http://127.0.0.1:{port}/readyz", 60) == 200
-        checked = [python, ROOT / "deploy" / "image" / "healthy.py", "gateway"]
+        checked = [str(python), str(ROOT / "deploy" / "image" / "healthy.py"), "gateway"]
         assert subprocess.run(checked, env=environment, timeout=30).returncode == 0
     finally:
         process.send_signal(signal.SIGTERM)

@@ -19,10 +19,12 @@ address = runpy.run_path(str(SCRIPT))["address"]
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
-    """200 on the two health routes, 503 elsewhere."""
+    """200 on the two health routes while the server is well, 503 else."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server looks for
-        self.send_response(200 if self.path in ("/healthz", "/v2/health/ready") else 503)
+    well = True
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.well and self.path in ("/healthz", "/v2/health/ready") else 503)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gives
@@ -58,13 +60,9 @@ def test_a_server_that_lives_is_healthy(server: http.server.HTTPServer) -> None:
     assert check("triton", TRITON_HTTP_PORT=port).returncode == 0
 
 
-def test_a_server_that_does_not_answer_is_not(server: http.server.HTTPServer) -> None:
-    port = str(server.server_port)
-    server.RequestHandlerClass.do_GET = lambda self: self.send_error(503)  # type: ignore[attr-defined]
-    try:
-        assert check("gateway", HILUM_PORT=port).returncode == 1
-    finally:
-        server.RequestHandlerClass.do_GET = Answer.do_GET  # type: ignore[attr-defined]
+def test_a_server_that_does_not_answer_is_not(server: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answer, "well", False)
+    assert check("gateway", HILUM_PORT=str(server.server_port)).returncode == 1
     done = check("gateway", HILUM_PORT="1")
     assert done.returncode == 1
     assert "refused" in done.stderr

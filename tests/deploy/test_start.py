@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def serving(repository: Path, scratch: Path, ports: dict[str, int]) -> Iterator[
     with (scratch / "triton.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        healthy = [sys.executable, ROOT / "deploy" / "image" / "healthy.py", "triton"]
+        healthy = [sys.executable, str(ROOT / "deploy" / "image" / "healthy.py"), "triton"]
         end = time.monotonic() + 60
         while subprocess.run(healthy, env=given, capture_output=True).returncode != 0:
             assert process.poll() is None and time.monotonic() < end, (scratch / "triton.log").read_text()[-2000:]
@@ -158,15 +158,16 @@ def test_a_triton_under_these_flags_answers_the_gateway_and_closes_the_rest(tmp_
         assert client.is_model_ready(name)
         assert [model.name for model in client.get_model_repository_index().models] == [name]
         assert "hilum_manifest" in client.get_model_config(name).config.parameters
-        for closed in (
+        closed: list[Callable[[], object]] = [
             lambda: client.load_model(name),
             lambda: client.unload_model(name),
             lambda: client.register_system_shared_memory("x", "/x", 8),
             lambda: client.get_trace_settings(),
             lambda: client.get_log_settings(),
-        ):
-            with pytest.raises(InferenceServerException, match="restricted|not allowed"):
-                closed()
+        ]
+        for call in closed:
+            with pytest.raises(InferenceServerException, match=r"restricted|not allowed"):
+                call()
         client.close()
         for path in (
             "/v2/repository/index",
