@@ -66,6 +66,8 @@ ENV HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     CUDA_CACHE_PATH=/cache/cuda
 USER 10001:10001
+# Where the configurations let TensorRT keep the engines that it builds: they name folders, not places.
+WORKDIR /cache
 VOLUME ["/cache"]
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=15s --timeout=5s --start-period=600s --retries=3 \

@@ -157,14 +157,27 @@ def test_the_gateway_asks_the_triton_that_has_the_gpu() -> None:
     assert environment(found["triton"])["TRITON_VARIANT"] == "onnxruntime-fp16"
 
 
-def test_models_are_read_only_and_the_same_for_both() -> None:
-    found = pods(render(SECOND))
-    for pod in found.values():
-        (mount,) = [m for m in container(pod)["volumeMounts"] if m["name"] == "models"]
-        assert (mount["mountPath"], mount["readOnly"]) == ("/models", True)
-        (volume,) = [v for v in pod["volumes"] if v["name"] == "models"]
-        assert volume["persistentVolumeClaim"] == {"claimName": "hospital-models", "readOnly": True}
-    assert ("PersistentVolumeClaim", "hospital-models") not in render(CASES["own-models"])
+@pytest.mark.parametrize(
+    ("values", "reader", "other"), [(SECOND, "triton", "gateway"), ({"models": {"enabled": True}}, "gateway", "triton")]
+)
+def test_models_are_read_only_for_the_one_that_runs_them(values: Values, reader: str, other: str) -> None:
+    found = pods(render(values))
+    (mount,) = [m for m in container(found[reader])["volumeMounts"] if m["name"] == "models"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/models", True)
+    (volume,) = [v for v in found[reader]["volumes"] if v["name"] == "models"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "hospital-models", "readOnly": True}
+    assert "models" not in [v["name"] for v in found.get(other, {}).get("volumes", [])]
+    named = environment(found["gateway"]).get("HILUM_REPOSITORY")
+    assert named == ("/models" if reader == "gateway" else None)
+
+
+def test_the_claim_of_models_is_the_charts_unless_one_is_named() -> None:
+    kept = render(SECOND)["PersistentVolumeClaim", "hospital-models"]
+    assert kept["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    named = render(CASES["own-models"])
+    assert "PersistentVolumeClaim" not in {kind for kind, _ in named}
+    (volume,) = [v for v in pods(named)["gateway"]["volumes"] if v["name"] == "models"]
+    assert volume["persistentVolumeClaim"]["claimName"] == "shelf"
 
 
 def test_shared_memory_is_as_large_as_was_said() -> None:
@@ -225,6 +238,7 @@ def test_settings_that_the_chart_leaves_open_are_all_the_others() -> None:
     free = set(schema["properties"]["gateway"]["properties"]["settings"]["propertyNames"]["enum"])
     image = {"HILUM_HOST", "HILUM_PORT", "HILUM_DATA"}
     managed = set(environment(pods(render(FULL))["gateway"])) - {"HILUM_KEEP_HOURS", "HILUM_TRUSTED_NETWORKS"}
+    managed |= set(environment(pods(render(CASES["own-models"]))["gateway"]))
     assert free == settings_variables() - managed - image
     assert environment(pods(render(FULL))["gateway"])["HILUM_KEEP_HOURS"] == "24"
 

@@ -18,14 +18,20 @@ SHM = ROOT / "deploy" / "compose.shm.yaml"
 
 
 def filled(node: Any, environment: Mapping[str, str]) -> Any:
-    """What was read with ``${NAME:-default}`` replaced in its texts, as Compose does."""
+    """What was read with ``${NAME:-default}`` and ``${NAME-default}`` replaced in its texts, as Compose does."""
     if isinstance(node, dict):
         return {key: filled(value, environment) for key, value in node.items()}
     if isinstance(node, list):
         return [filled(value, environment) for value in node]
     if not isinstance(node, str):
         return node
-    return re.sub(r"\$\{([A-Z_]+):-([^}]*)\}", lambda found: environment.get(found[1]) or found[2], node)
+
+    def value(found: re.Match[str]) -> str:
+        name, colon, default = found.groups()
+        given = environment.get(name)
+        return default if given is None or (colon and not given) else given
+
+    return re.sub(r"\$\{([A-Z_]+)(:?)-([^}]*)\}", value, node)
 
 
 def env_file(path: Path) -> dict[str, str]:
@@ -62,6 +68,7 @@ def test_on_a_gpu_the_gateway_asks_the_triton_that_has_it() -> None:
     found = services(GPU)
     assert found["triton"]["profiles"] == ["gpu"]
     assert found["gateway"]["environment"]["HILUM_TRITON"] == "triton:8001"
+    assert found["gateway"]["environment"]["HILUM_REPOSITORY"] == ""  # which models there are is Triton's to say
     (device,) = found["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 

@@ -85,6 +85,11 @@ def test_the_triton_is_one_of_the_fixed_releases() -> None:
     assert not any("pytriton" in path.read_text().lower() for path in files_of_deployment() if path.suffix != ".md")
 
 
+def test_triton_works_in_its_cache_for_configurations_name_folders_relative_to_it() -> None:
+    triton = STAGES["triton"]
+    assert [triton.one("WORKDIR")] == json.loads(triton.one("VOLUME"))
+
+
 def test_the_version_is_the_packages() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for name in IMAGES:

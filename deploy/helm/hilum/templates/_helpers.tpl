@@ -20,8 +20,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
 {{- end -}}
 
+{{/* Whether there is a volume of models at all. */}}
 {{- define "hilum.models" -}}
 {{- if or .Values.models.enabled .Values.triton.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether the gateway reads it: a Triton tells the gateway itself which models it has. */}}
+{{- define "hilum.ownModels" -}}
+{{- if and .Values.models.enabled (not .Values.triton.enabled) -}}true{{- end -}}
 {{- end -}}
 
 {{- define "hilum.modelsClaim" -}}
