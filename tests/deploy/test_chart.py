@@ -301,3 +301,17 @@ def test_the_notes_say_how_to_make_the_first_login() -> None:
         notes = chart.render({}, name="hospital", namespace="imaging")["hilum/templates/NOTES.txt"]
     assert "kubectl -n imaging create secret generic hilum-admin" in notes
     assert re.search(r"service/hospital-gateway 8000:8000", notes)
+
+
+def test_the_pod_that_writes_models_is_what_kubernetes_takes_and_writes_to_the_charts_claim() -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    (text,) = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), flags=re.DOTALL)
+    pod = yaml.safe_load(text)
+    kubernetes.validate(pod, "1.37", strict=True)
+    with helm.Chart.load(CHART) as chart:
+        rendered = chart.render(SECOND, name="hilum", namespace="imaging")["hilum/templates/models.yaml"]
+    assert (
+        pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == yaml.safe_load(rendered)["metadata"]["name"]
+    )
+    used = render(SECOND)["StatefulSet", "hospital-gateway"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert pod["spec"]["containers"][0]["image"] == used

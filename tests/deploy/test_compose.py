@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hilum_deploy import DOCKERFILE, ROOT, stages
+from hilum_deploy import DOCKERFILE, ROOT, settings_variables, stages
 
 yaml = pytest.importorskip("yaml")
 
@@ -123,3 +123,16 @@ def test_shared_memory_needs_one_ipc_namespace_and_triton_first() -> None:
     assert (shared["gateway"]["ipc"], shared["triton"]["ipc"]) == ("service:triton", "shareable")
     assert shared["gateway"]["depends_on"] == {"triton": {"condition": "service_healthy"}}
     assert shared["triton"]["environment"] == {"TRITON_CLIENT_SHM": "true"}
+
+
+def test_the_override_on_the_page_is_a_compose_file_with_settings_that_exist() -> None:
+    compose = pytest.importorskip("compose_spec")
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
+    assert compose.PyCompose.from_yaml(text).service_names() == ["gateway"]
+    assert set(yaml.safe_load(text)["services"]["gateway"]["environment"]) <= settings_variables()
+
+
+def test_every_variable_of_compose_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    named = set(re.findall(r"\$\{([A-Z_]+)", COMPOSE.read_text())) | set(GPU)
+    assert {name for name in named if f"`{name}`" not in page} == set()
