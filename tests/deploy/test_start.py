@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,15 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import triton_server
 from hilum_deploy import ROOT
-from hilum_testing import manifest, publish_tiny
 
 SCRIPT = ROOT / "deploy" / "image" / "start.py"
 START = runpy.run_path(str(SCRIPT))
 NEW = {"NVIDIA_TRITON_SERVER_VERSION": "26.11"}
 NOT_IN_THE_TEST_SERVER = ("--http-max-input-size", "--allow-client-shm")
 """Flags of newer releases than the one that tests can run."""
+TEST_SERVER = ROOT / ".venv-triton"
+PACKAGES = TEST_SERVER / "lib" / "python3.11" / "site-packages"
+SERVER = PACKAGES / "pytriton" / "tritonserver"
+CONFIG = """name: "nothing" backend: "python" max_batch_size: 0
+input { name: "image" data_type: TYPE_FP32 dims: [ 1 ] } output { name: "logits" data_type: TYPE_FP32 dims: [ 1 ] }
+parameters { key: "hilum_manifest" value { string_value: "{}" } }
+"""
+MODEL = """class TritonPythonModel:
+    def execute(self, requests):
+        return [None for _ in requests]
+"""
 
 
 def flags(**environment: str) -> list[str]:
@@ -107,19 +118,17 @@ def test_it_becomes_tritonserver_with_an_unguessable_secret(tmp_path: Path) -> N
 @contextmanager
 def serving(repository: Path, scratch: Path, ports: dict[str, int]) -> Iterator[None]:
     """The test server under the image's own flags, but for those that it does not know."""
-    server = triton_server.PACKAGES / "pytriton" / "tritonserver"
     backend = scratch / "backends" / "python"
-    backend.parent.mkdir()
-    subprocess.run(["cp", "-r", server / "backends" / "python", backend], check=True)
-    subprocess.run(["cp", server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend], check=True)
+    shutil.copytree(SERVER / "backends" / "python", backend)
+    shutil.copy(SERVER / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
     given = {f"TRITON_{kind.upper()}_PORT": str(port) for kind, port in ports.items()}
     words = [w for w in flags(TRITON_REPOSITORY=str(repository), **given) if not w.startswith(NOT_IN_THE_TEST_SERVER)]
     environment = os.environ | {
-        "LD_LIBRARY_PATH": str(triton_server.PACKAGES / "nvidia_pytriton.libs"),
-        "PYTHONPATH": str(triton_server.PACKAGES),
-        "PATH": f"{triton_server.ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
+        "LD_LIBRARY_PATH": str(PACKAGES / "nvidia_pytriton.libs"),
+        "PYTHONPATH": str(PACKAGES),
+        "PATH": f"{TEST_SERVER / 'bin'}:{os.environ['PATH']}",
     }
-    command = [str(server / "bin" / "tritonserver"), *words, f"--backend-directory={backend.parent}"]
+    command = [str(SERVER / "bin" / "tritonserver"), *words, f"--backend-directory={backend.parent}"]
     with (scratch / "triton.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
@@ -144,16 +153,20 @@ def asked(port: int, path: str) -> int:
 
 
 @pytest.mark.triton
-@pytest.mark.skipif(not triton_server.installed(), reason="no test Triton: run make triton-env")
+@pytest.mark.skipif(not SERVER.is_dir(), reason="no test Triton: run make triton-env")
 def test_a_triton_under_these_flags_answers_the_gateway_and_closes_the_rest(tmp_path: Path) -> None:
     from tritonclient.grpc import InferenceServerClient
     from tritonclient.utils import InferenceServerException
 
-    publish_tiny(tmp_path / "models", manifest())
-    triton_server.python_backed(tmp_path / "models", tmp_path / "served")
-    (name,) = [folder.name for folder in (tmp_path / "served").iterdir()]
-    ports = dict(zip(("http", "grpc", "metrics"), triton_server.free_ports(3), strict=True))
-    with serving(tmp_path / "served", tmp_path, ports):
+    name = "nothing"
+    (tmp_path / "models" / name / "1").mkdir(parents=True)
+    (tmp_path / "models" / name / "config.pbtxt").write_text(CONFIG)
+    (tmp_path / "models" / name / "1" / "model.py").write_text(MODEL)
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = {kind: s.getsockname()[1] for kind, s in zip(("http", "grpc", "metrics"), sockets, strict=True)}
+    for each in sockets:
+        each.close()
+    with serving(tmp_path / "models", tmp_path, ports):
         client: Any = InferenceServerClient(f"127.0.0.1:{ports['grpc']}")
         assert client.is_model_ready(name)
         assert [model.name for model in client.get_model_repository_index().models] == [name]
