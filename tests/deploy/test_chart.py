@@ -273,6 +273,13 @@ def test_the_defaults_keep_to_their_own_schema() -> None:
         assert chart.metadata["appVersion"] in (ROOT / "pyproject.toml").read_text()
 
 
+def test_a_job_of_the_defaults_fits_into_its_container() -> None:
+    pod = pods(render({}))["gateway"]
+    limits = container(pod)["resources"]["limits"]
+    assert float(environment(pod)["HILUM_MEMORY_GIB"]) + 2 <= float(limits["memory"].removesuffix("Gi"))
+    assert environment(pod)["HILUM_THREADS"] == limits["cpu"]
+
+
 def test_the_first_user_is_made_once(tmp_path: Path) -> None:
     (first,) = pods(render({}))["gateway"]["initContainers"]
     environment = os.environ | {
