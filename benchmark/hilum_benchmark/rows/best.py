@@ -225,6 +225,6 @@ ROW = Row(
     prepare=f"{HERE}:prepare",
     packages=("hilum_inference", "hilum_benchmark", "hilum_export.precision"),
     note="The demo model on the CT that it learnt from (122x101x112 at 3 mm, cut to the body already) and on a "
-    "clinical series that it did not see (512x512x20, 0.98x0.98x2 mm); reading and writing inside, imports and opening outside. "
-    "INT8's ranges were read from 32 windows of the first.",
+    "clinical series that it did not see (512x512x20, 0.98x0.98x2 mm); reading and writing inside, imports and opening "
+    "outside. INT8's ranges were read from 32 windows of the first.",
 )
