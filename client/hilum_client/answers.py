@@ -21,7 +21,8 @@ class ModelInfo:
     """One model of a server or repository.
 
     ``spacing`` (mm) and ``window`` (voxels) are the network's; they and ``manifest`` are only known where one model was
-    asked for by name, or in this process.
+    asked for by name, or in this process. ``variant`` is the one that is served, ``variants`` are all that the version
+    has; ``dice_gate`` is ``passed``, ``skipped`` or None: made before there was one.
     """
 
     name: str
@@ -34,6 +35,9 @@ class ModelInfo:
     spacing: tuple[float, ...] | None = None
     window: tuple[int, ...] | None = None
     digest: str = ""
+    variant: str = ""
+    variants: tuple[str, ...] = ()
+    dice_gate: str | None = None
     manifest: Json | None = None
 
     @classmethod
@@ -54,6 +58,9 @@ class ModelInfo:
             spacing=None if spacing is None else tuple(spacing),
             window=None if window is None else tuple(window),
             digest=str(data.get("digest", "")),
+            variant=str(data.get("variant") or ""),
+            variants=tuple(map(str, data.get("variants") or ())),
+            dice_gate=data.get("dice_gate"),
             manifest=data.get("manifest"),
         )
 

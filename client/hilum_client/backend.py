@@ -33,12 +33,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Where:
-    """Which back-end: a server's address and key, or folders of models and threads in this process."""
+    """Which back-end: a server's address and key; or folders of models, threads and a variant in this process."""
 
     server: str | None = None
     key: str | None = None
     repositories: tuple[Path, ...] = ()
     threads: int | None = None
+    variant: str | None = None
 
 
 @contextmanager
@@ -46,16 +47,22 @@ def open_backend(where: Where, user: str) -> Iterator[Backend]:
     """The back-end, closed at the end.
 
     Raises:
+        InputError: a variant is asked of a server.
         MissingExtra: in-process, but the extra [inference] is not installed; ``user`` is named in the sentence.
     """
     if where.server is not None:
+        if where.variant is not None:
+            raise InputError(
+                "A server's variant is chosen where it starts (hilum serve --variant); leave one of both options out.",
+                code="bad_option",
+            )
         from hilum_client.client import Client
 
         with Client(where.server, where.key) as client:
             yield client
         return
     local = load("hilum_inference.local:LocalClient", "inference", f"{user} without --server")
-    client = local(repositories=repositories(where), threads=where.threads)
+    client = local(repositories=repositories(where), threads=where.threads, variant=where.variant)
     try:
         yield InProcess(client)
     finally:
@@ -83,6 +90,10 @@ class InProcess:
         """The models of the folders."""
         return [ModelInfo.from_json(model) for model in self._local.models()]
 
+    def refused(self) -> dict[str, str]:
+        """The models that ``models`` left out: name -> why."""
+        return dict(self._local.refused())
+
     def segment(self, image: Input, *, model: str | None, out: Path, progress: Progress | None) -> Result:
         """Segment one image into a file."""
         done = self._local.segment(image, model=model, out=out, progress=progress)
@@ -94,6 +105,20 @@ class InProcess:
             mask_path=done.mask_path,
             report=done.report,
         )
+
+
+def chosen(backend: Backend, name: str | None) -> ModelInfo:
+    """The model of a name that a back-end has, or its only one for segmentation.
+
+    Raises:
+        InputError: as ``choose``; or it is refused, with the reason.
+    """
+    models = backend.models()
+    refused = backend.refused() if isinstance(backend, InProcess) else {}
+    if name in refused or (refused and not models):
+        why = refused[name] if name in refused else " ".join(refused.values())
+        raise InputError(why, code="model_refused")
+    return choose(models, name)
 
 
 def choose(models: list[ModelInfo], name: str | None) -> ModelInfo:

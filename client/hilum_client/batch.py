@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from hilum_client import wire
-from hilum_client.backend import Where, choose, open_backend
+from hilum_client.backend import Where, chosen, open_backend
 from hilum_client.errors import ConnectError, InputError, MissingExtra, told, told_file
 from hilum_client.layouts import LAYOUTS, Case, Source, check_labels, find_cases, find_task, named
-from hilum_client.options import Key, Model, Repository, Server, Threads, application
+from hilum_client.options import Key, Model, Repository, Server, Threads, Variant, application
 from hilum_client.payload import dicom_files, read_chunks
 from hilum_client.report import Entry, Report
 
@@ -128,6 +128,7 @@ def batch(
     key: Key = None,
     repository: Repository = None,
     threads: Threads = None,
+    variant: Variant = None,
 ) -> None:
     """Segment every volume of a folder, the network loaded once. Run it again to go on after a stop.
 
@@ -143,19 +144,19 @@ def batch(
         raise InputError("The masks need a folder of their own: name another one with -o.", code="same_folder")
     task = find_task(folder) if layout == "msd" else None
     cases = find_cases(folder, out, mask_format) if task is None else list(task.cases)
-    where = Where(server, key, tuple(repository or ()), threads)
+    where = Where(server, key, tuple(repository or ()), threads, variant)
     with open_backend(where, "hilum batch") as backend:
         from hilum_client.watch import Live
 
-        chosen = choose(backend.models(), model)
+        found = chosen(backend, model)
         if task is not None:
-            check_labels(chosen.name, chosen.labels)
-        report = Report.open(out, chosen, [case.name for case in cases])
+            check_labels(found.name, found.labels)
+        report = Report.open(out, found, [case.name for case in cases])
         with Live(len(cases)) as live:
 
             def segment(image: Source, mask: Path) -> Result:
-                given = named(image, chosen.channels)
-                return backend.segment(given, model=chosen.name, out=mask, progress=live.windows)
+                given = named(image, found.channels)
+                return backend.segment(given, model=found.name, out=mask, progress=live.windows)
 
             failed = run_batch(cases, segment, report, live)
     live.say(report, failed)

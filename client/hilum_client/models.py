@@ -42,11 +42,15 @@ def list_models(
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("name", "version", "labels", "spacing, mm", "window", "digest"):
+    for title in ("name", "version", "labels", "spacing, mm", "window", "Dice gate", "digest"):
         table.add_column(title, no_wrap=title != "labels", overflow="fold")
     for model in models:
         table.add_row(*(Text(cell) for cell in cells(model)))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for model in models:
+        if model.variants:
+            console.print(sentence(model), highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command("rollback", epilog="Example: hilum models rollback abdomen --repository ./model_repository")
@@ -99,4 +103,10 @@ def cells(model: ModelInfo) -> tuple[str, ...]:
     window = "" if model.window is None else " x ".join(map(str, model.window))
     names, more = list(model.labels)[:SHOWN_LABELS], len(model.labels) - SHOWN_LABELS
     labels = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-    return model.name, model.version, labels, spacing, window, model.digest[:8]
+    return model.name, model.version, labels, spacing, window, model.dice_gate or "", model.digest[:8]
+
+
+def sentence(model: ModelInfo) -> str:
+    """Which variant of a model is used, and which there are."""
+    used = f", used is {model.variant}" if model.variant else ""
+    return f"{model.name} has the variants {', '.join(model.variants)}{used}."

@@ -11,6 +11,7 @@ Model = Annotated[str | None, typer.Option("--model", "-m", help="Which model (d
 Server = Annotated[str | None, typer.Option(envvar="HILUM_SERVER", help="Address of a gateway; else in this process.")]
 Key = Annotated[str | None, typer.Option(envvar="HILUM_KEY", help="Key for the server.", show_default=False)]
 Repository = Annotated[list[Path] | None, typer.Option(help="Folder of models; repeat for several.")]
+Variant = Annotated[str | None, typer.Option(help="Variant of the model, such as python-int8 (see hilum models).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the CPU (default: all).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -110,6 +110,7 @@ class Report:
         entries = [asdict(self.entries[case]) for case in sorted(self.entries)]
         count = sum(entry["status"] == "done" for entry in entries)
         head = {"format": FORMAT, "total": len(self.cases), "done": count, "failed": len(entries) - count}
+        head["variant"] = self.model.variant
         write_atomically(self.folder / JSON_NAME, json.dumps(head | {"cases": entries}, indent=1).encode())
         write_atomically(self.folder / CSV_NAME, self._csv().encode())
 

@@ -12,7 +12,7 @@ import typer
 from hilum_client import wire
 from hilum_client.backend import Input, Where, open_backend
 from hilum_client.errors import InputError
-from hilum_client.options import Key, Model, Repository, Server, Threads, application
+from hilum_client.options import Key, Model, Repository, Server, Threads, Variant, application
 
 app = application()
 
@@ -39,6 +39,7 @@ def segment(
     key: Key = None,
     repository: Repository = None,
     threads: Threads = None,
+    variant: Variant = None,
 ) -> None:
     """Segment volumes; each mask lies on its image's own grid."""
     from rich.console import Console
@@ -46,7 +47,7 @@ def segment(
     from hilum_client.show import bars, counter, result_table
 
     cases = plan(inputs or [], channel or [], out, force)
-    where = Where(server, key, tuple(repository or ()), threads)
+    where = Where(server, key, tuple(repository or ()), threads, variant)
     console = Console()
     with open_backend(where, "hilum segment") as backend:
         for case in cases:

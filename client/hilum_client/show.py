@@ -42,7 +42,8 @@ def counter(progress: Progress, title: str) -> Callable[[int, int], None]:
 def result_table(title: str, result: Result) -> Table:
     """Volumes of the labels."""
     seconds = result.timings.get("total", sum(result.timings.values()))
-    head = Text(f"{title}   {result.model} {result.version}, {seconds:.1f} s")
+    variant = f" ({result.report['variant']})" if result.report.get("variant") else ""
+    head = Text(f"{title}   {result.model} {result.version}{variant}, {seconds:.1f} s")
     table = Table(box=box.SIMPLE_HEAD, title=head, title_justify="left")
     table.add_column("label")
     table.add_column("volume, ml", justify="right")

@@ -55,17 +55,17 @@ def verify(folder: Path, version: int | None = None) -> Verified:
     if not (folder / CONFIG).is_file():
         raise ExportError(f"There is no model in {folder}: it has no {CONFIG}. Name a model's folder in a repository.")
     model = Repository([folder.resolve().parent]).model(folder.resolve().name, version)
-    found = structure(model.network, LARGEST_BATCH)
+    found = structure(model.onnx(), LARGEST_BATCH)
     gates = list(found.gates)
     why = ""
     if all(gate.passed for gate in gates):  # else a runtime might follow a path that leads elsewhere
         manifest, tensors = model.manifest, model.manifest.tensors
         windows = noise(len(manifest.channels), manifest.windows.size, found.batch)
         truth = _answered(model, windows)
-        gates += parity(model.network, windows, truth, tensors)
+        gates += parity(model.onnx(), windows, truth, tensors)
         if manifest.head is not None and tensors.features is not None:
             gates.append(head_gate(truth[tensors.features], truth[tensors.logits], *manifest.head.arrays()))
-        why = explained(model.network, windows, gates)
+        why = explained(model.onnx(), windows, gates)
     told = report(gates, found.audit, model.manifest.digests.weights, why)
     return Verified(model, tuple(gates), why, told)
 
@@ -77,7 +77,7 @@ def _answered(model: Model, windows: Windows) -> Outputs:
         ExportError: the network does not take the manifest's window, or lacks one of its outputs.
     """
     try:
-        found = onnxruntime(model.network, windows)
+        found = onnxruntime(model.onnx(), windows)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ExportError(f"ONNX Runtime cannot run {model.name} on windows of its manifest: {reason}") from error

@@ -49,6 +49,7 @@ class LocalClient:
         repositories: folders of models; default: the models that come with Hilum.
         threads: of the CPU; None: all.
         memory_budget: bytes one segmentation may plan to add; None: 80 % of what is free then.
+        variant: of the models, such as ``python-int8``; None: their default configuration.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class LocalClient:
         repositories: Sequence[Path] | None = None,
         threads: int | None = None,
         memory_budget: int | None = None,
+        variant: str | None = None,
     ) -> None:
-        self._repository = Repository(list(repositories) if repositories else [shipped_repository()])
+        self._repository = Repository(list(repositories) if repositories else [shipped_repository()], variant)
         self._settings = EngineSettings(threads=threads)
         self._memory_budget = memory_budget
         self._engines: dict[str, Engine] = {}
@@ -66,6 +68,10 @@ class LocalClient:
     def models(self) -> list[dict[str, Any]]:
         """The models that can be used, each as JSON-able data."""
         return [describe(model) for model in self._repository.models()]
+
+    def refused(self) -> dict[str, str]:
+        """The models that ``models`` left out, and why: name -> sentence."""
+        return dict(self._repository.broken)
 
     def segment(
         self,
@@ -138,6 +144,9 @@ def describe(model: Model) -> dict[str, Any]:
         "spacing": manifest.geometry.spacing,
         "window": manifest.windows.size,
         "digest": model.digest,
+        "variant": model.variant,
+        "variants": model.variants,
+        "dice_gate": manifest.provenance.dice_gate,
         "intended_use": manifest.intended_use,
     }
 

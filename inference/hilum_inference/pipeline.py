@@ -54,7 +54,7 @@ class Segmentation:
         statistics: voxels, volume and place of each label of the model.
         timings: seconds of each stage; the network runs beside the others, so they add up to more than ``total``.
         plan: what was estimated.
-        model: name, version, digest, precision: enough to do it again.
+        model: name, version, digest, variant, precision: enough to do it again.
     """
 
     labels: Labels
@@ -244,6 +244,7 @@ class Segmenter:
             "model": self._model.name,
             "version": self._model.version,
             "digest": self._model.digest,
+            "variant": self._model.variant,
             "precision": self._engine.precision,
         }
 

@@ -1,10 +1,6 @@
-"""A Triton model repository: read without Triton, published atomically, rolled back.
+"""A Triton model repository, read without Triton; ``layout`` says where its files lie.
 
-    <repository>/<model>/config.pbtxt        the manifest travels in parameters["hilum_manifest"]
-    <repository>/<model>/<version>/model.onnx
-    <repository>/<model>/<version>/config.pbtxt   the configuration of that version (Triton ignores it)
-
-The highest numeric version is served, as Triton's default policy does. Each version keeps its own configuration, so
+The highest numeric version is served, as Triton's default policy does. Each version keeps its own configurations, so
 that manifest and network always belong together, also in the middle of a publication or a roll-back.
 """
 
@@ -12,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from hilum_inference.errors import ModelError, UnknownModelError
-from hilum_inference.files import sync_folder, write_atomically
-from hilum_inference.manifest import PARAMETER, Manifest, parse_manifest
-from hilum_inference.pbtxt import Message, parse_pbtxt
+from hilum_inference.errors import EngineError, ModelError, UnknownModelError
+from hilum_inference.layout import (
+    CONFIG,
+    checked_variant,
+    config_file,
+    manifest_of,
+    network_name,
+    read_config,
+    variants,
+    versions,
+)
+from hilum_inference.manifest import Manifest
+from hilum_inference.publication import publish, rollback
 
-CONFIG = "config.pbtxt"
-DEFAULT_NETWORK = "model.onnx"
-WITHDRAWN = ".withdrawn"
-LARGEST_CONFIG = 64 * 2**20
+__all__ = ["CONFIG", "Model", "Repository", "manifest_parameter", "publish", "rollback", "shipped_repository"]
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,49 @@ class Model:
     Attributes:
         manifest: what it is.
         version: the number of its folder.
-        folder: the model's folder.
-        network: the ONNX file.
+        folder: the model's folder; None where only a Triton has the files.
+        network: the ONNX file of the variant; None likewise.
         digest: SHA-256 over network and preprocessing: equal digests give equal masks on one machine.
+        variant: ``<back-end>-<precision>``, as its configuration names it; empty where that names none.
+        variants: all that the version has by name, where the files are at hand.
     """
 
     manifest: Manifest
     version: int
-    folder: Path
-    network: Path
+    folder: Path | None
+    network: Path | None
     digest: str
+    variant: str = ""
+    variants: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.manifest.name
+
+    @property
+    def backend(self) -> str:
+        """What the variant is for: ``onnxruntime``, ``onnxruntime-trt``, ``tensorrt``, ``python``; or nothing."""
+        return self.variant.rpartition("-")[0]
+
+    def onnx(self) -> Path:
+        """The file that an engine of this process can run.
+
+        Raises:
+            EngineError: there is none: a Triton must run it.
+        """
+        if self.backend == "tensorrt":
+            raise EngineError(
+                f"The variant {self.variant} of {self.name} runs in a Triton alone: name one (--triton), or a variant "
+                "of another back-end.",
+                code="needs_triton",
+            )
+        if self.network is None:
+            raise EngineError(
+                f"The files of {self.name} are not at hand: only the Triton that has them can run it.",
+                code="needs_triton",
+            )
+        return self.network
 
 
 class Repository:
@@ -60,10 +87,15 @@ class Repository:
 
     ``models`` and ``model`` look at the disk each time, so that a publication is seen at once; a network is hashed
     again only when its file changed.
+
+    Args:
+        folders: of models.
+        variant: read this variant of every model, and refuse models without it; None: the default configuration.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], variant: str | None = None) -> None:
         self._folders = tuple(folders)
+        self._variant = variant
         self._hashes: dict[tuple[Path, int, int], str] = {}
         self.broken: dict[str, str] = {}
 
@@ -75,7 +107,7 @@ class Repository:
             if folder.name in found or folder.name in self.broken:
                 continue
             try:
-                found[folder.name] = self._load(folder, _versions(folder)[-1])
+                found[folder.name] = self._load(folder, versions(folder)[-1])
             except ModelError as error:
                 self.broken[folder.name] = error.message
             except OSError as error:
@@ -93,12 +125,12 @@ class Repository:
             name = self._default_name()
         folder = next((f for f in self._model_folders() if f.name == name), None)
         if folder is None:
-            known = ", ".join(sorted({f.name for f in self._model_folders()})) or "none"
-            raise UnknownModelError(f"There is no model {name!r}; known: {known}.")
-        versions = _versions(folder)
-        if version is not None and version not in versions:
-            raise UnknownModelError(f"Model {name} has no version {version}; it has {', '.join(map(str, versions))}.")
-        return self._load(folder, versions[-1] if version is None else version)
+            names = ", ".join(sorted({f.name for f in self._model_folders()})) or "none"
+            raise UnknownModelError(f"There is no model {name!r}; known: {names}.")
+        known = versions(folder)
+        if version is not None and version not in known:
+            raise UnknownModelError(f"Model {name} has no version {version}; it has {', '.join(map(str, known))}.")
+        return self._load(folder, known[-1] if version is None else version)
 
     def _default_name(self) -> str:
         names = [m.name for m in self.models() if m.manifest.task == "segmentation"]
@@ -114,15 +146,11 @@ class Repository:
         return [f for root in roots for f in sorted(root.iterdir()) if (f / CONFIG).is_file() and f.name[0] != "."]
 
     def _load(self, folder: Path, version: int) -> Model:
-        own = folder / str(version) / CONFIG
-        config = _read_config(own if own.is_file() else folder / CONFIG)
-        manifest = _manifest_of(config, folder)
-        if manifest.name != folder.name:
-            raise ModelError(
-                f"The manifest names {manifest.name!r}, the folder is {folder.name!r}.", code="bad_manifest"
-            )
-        network = folder / str(version) / str((config.get("default_model_filename") or [DEFAULT_NETWORK])[0])
-        if network.parent != folder / str(version) or not network.is_file():
+        config = read_config(config_file(folder, version, self._variant))
+        manifest = manifest_of(config, folder.name)
+        variant = checked_variant(config, folder.name, self._variant)
+        network = folder / str(version) / network_name(config, folder.name)
+        if not network.is_file():
             raise ModelError(f"Version {version} has no file {network.name}.", code="missing_network")
         weights = self._hash(network)
         if manifest.digests.weights and manifest.digests.weights != weights:
@@ -130,8 +158,9 @@ class Repository:
         preprocessing = manifest.preprocessing_digest()
         if manifest.digests.preprocessing and manifest.digests.preprocessing != preprocessing:
             raise ModelError(f"The manifest of version {version} was changed since export.", code="changed_manifest")
-        digest = hashlib.sha256(f"{weights} {preprocessing}".encode()).hexdigest()
-        return Model(manifest, version, folder, network, digest)
+        return Model(
+            manifest, version, folder, network, digest_of(weights, manifest), variant, variants(folder, version)
+        )
 
     def _hash(self, path: Path) -> str:
         seen = path.stat()
@@ -142,60 +171,9 @@ class Repository:
         return self._hashes[key]
 
 
-def publish(repository: Path, name: str, config: str, network_files: Mapping[str, bytes | Path]) -> Path:
-    """Add the next version of a model, all or nothing; the version's folder.
-
-    Args:
-        repository: the folder of models; made where missing.
-        name: of the model.
-        config: the text of its ``config.pbtxt``, with the manifest.
-        network_files: name in the version's folder -> bytes, or a file to copy.
-
-    Raises:
-        ModelError: the configuration cannot be read or names another model.
-    """
-    folder = repository / name
-    if _manifest_of(parse_pbtxt(config), folder).name != name:
-        raise ModelError(f"The manifest does not name {name!r}.", code="bad_manifest")
-    known = _numbers(folder)
-    version = max(known, default=0) + 1
-    repository.mkdir(parents=True, exist_ok=True)
-    part = repository / f".{name}.{secrets.token_hex(4)}.part"
-    try:
-        _fill(part / str(version), config, network_files)
-        if known:
-            (part / str(version)).replace(folder / str(version))
-        else:
-            write_atomically(part / CONFIG, config.encode())
-            part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    write_atomically(folder / CONFIG, config.encode())
-    sync_folder(repository)
-    return folder / str(version)
-
-
-def rollback(repository: Path, name: str) -> int:
-    """Withdraw the served version of a model; the version that is served now.
-
-    The withdrawn folder stays as ``<version>.withdrawn``; its number is never given again.
-
-    Raises:
-        UnknownModelError: no such model.
-        ModelError: there is no earlier version.
-    """
-    folder = repository / name
-    if not (folder / CONFIG).is_file():
-        raise UnknownModelError(f"There is no model {name!r} in {repository}.")
-    versions = _versions(folder)
-    if len(versions) < 2:
-        raise ModelError(f"Model {name} has no version before {versions[-1]}.", code="no_earlier_version")
-    earlier = folder / str(versions[-2]) / CONFIG
-    (folder / str(versions[-1])).rename(folder / f"{versions[-1]}{WITHDRAWN}")
-    if earlier.is_file():
-        write_atomically(folder / CONFIG, earlier.read_bytes())
-    sync_folder(folder)
-    return versions[-2]
+def digest_of(weights: str, manifest: Manifest) -> str:
+    """The digest of a model: over the SHA-256 of its network and over what its manifest decides."""
+    return hashlib.sha256(f"{weights} {manifest.preprocessing_digest()}".encode()).hexdigest()
 
 
 def shipped_repository() -> Path:
@@ -207,48 +185,3 @@ def shipped_repository() -> Path:
 def manifest_parameter(manifest: Manifest) -> str:
     """The manifest as the string that stands in ``config.pbtxt``."""
     return json.dumps(json.loads(manifest.to_json()), separators=(",", ":"), ensure_ascii=True)
-
-
-def _fill(folder: Path, config: str, network_files: Mapping[str, bytes | Path]) -> None:
-    folder.mkdir(parents=True)
-    for name, content in network_files.items():
-        data = content.read_bytes() if isinstance(content, Path) else content
-        write_atomically(folder / name, data)
-    write_atomically(folder / CONFIG, config.encode())
-
-
-def _numbers(folder: Path) -> list[int]:
-    """All version numbers ever given, withdrawn ones too."""
-    if not folder.is_dir():
-        return []
-    names = [f.name.removesuffix(WITHDRAWN) for f in folder.iterdir() if f.is_dir()]
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-
-def _versions(folder: Path) -> list[int]:
-    names = [f.name for f in os.scandir(folder) if f.is_dir()]
-    versions = sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0")
-    if not versions:
-        raise ModelError(f"Model {folder.name} has no version folder.", code="no_version")
-    return versions
-
-
-def _read_config(path: Path) -> Message:
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise ModelError(f"{path.name} is larger than {LARGEST_CONFIG >> 20} MiB.", code="bad_config")
-    try:
-        return parse_pbtxt(path.read_text())
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path.name} is not text.", code="bad_config") from error
-
-
-def _manifest_of(config: Message, folder: Path) -> Manifest:
-    for parameter in config.get("parameters", []):
-        if not isinstance(parameter, dict) or parameter.get("key") != [PARAMETER]:
-            continue
-        try:
-            text = parameter["value"][0]["string_value"][0]
-        except (KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"The parameter {PARAMETER} of {folder.name} has no text.", code="bad_config") from error
-        return parse_manifest(str(text))
-    raise ModelError(f"The config.pbtxt of {folder.name} has no parameter {PARAMETER}.", code="no_manifest")

@@ -33,13 +33,14 @@ def serve(
     triton: Annotated[
         str | None, typer.Option(help="host:port of a Triton's gRPC endpoint that runs the networks.")
     ] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the models, such as python-int8.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate file (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
 ) -> None:
     """Start the gateway. Beyond this machine it refuses to start without users or keys."""
     from hilum_server.settings import read_settings
 
-    flags = {"host": host, "port": port, "data": data, "threads": worker_threads, "triton": triton}
+    flags = {"host": host, "port": port, "data": data, "threads": worker_threads, "triton": triton, "variant": variant}
     folders = tuple(repository) if repository else None
     _serve(read_settings(os.environ, **flags, repository=folders, tls_cert=tls_cert, tls_key=tls_key))
 

@@ -22,6 +22,9 @@ MODEL: dict[str, Any] = {
     "channels": ["CT"],
     "labels": [{"name": "liver", "id": 1, "color": [221, 130, 101]}],
     "digest": "9f2c…",
+    "variant": "onnxruntime-fp32",
+    "variants": ["onnxruntime-fp32", "python-int8"],
+    "dice_gate": "passed",
 }
 JOB: dict[str, Any] = {
     "id": JOB_ID,
@@ -43,6 +46,7 @@ REPORT: dict[str, Any] = {
     "model": "ct-abdomen",
     "version": 1,
     "digest": "9f2c…",
+    "variant": "onnxruntime-fp32",
     "precision": "f32",
     "labels": [{"name": "liver", "id": 1, "voxels": 1542117, "ml": 1480.432}],
     "timings": {"read": 0.41, "network": 9.8, "restore": 0.35, "write": 0.22, "total": 11.9},
@@ -81,7 +85,7 @@ class LabelModel(_Body):
 
 
 class ModelModel(_Body):
-    """One version of a model."""
+    """One version of a model: the variant that is served, all that it has, and whether a Dice gate passed it."""
 
     model_config = ConfigDict(json_schema_extra={"example": MODEL})
     name: str
@@ -91,6 +95,9 @@ class ModelModel(_Body):
     channels: list[str]
     labels: list[LabelModel]
     digest: str
+    variant: str = ""
+    variants: list[str] = []
+    dice_gate: Literal["passed", "skipped"] | None = None
 
 
 class ModelWithManifest(ModelModel):
@@ -239,6 +246,7 @@ class StatisticsModel(BaseModel):
     model: str
     version: int
     digest: str
+    variant: str = ""
     precision: str
     labels: list[LabelStatisticsModel]
     timings: dict[str, float]

@@ -60,4 +60,5 @@ def _config(settings: Settings) -> dict[str, object]:
         "memory": None if inference.memory_gib is None else int(inference.memory_gib * GIB),
         "triton": inference.triton,
         "triton_seconds": inference.triton_seconds,
+        "variant": inference.variant,
     }

@@ -2,7 +2,8 @@
 
 It speaks JSON lines. Read from standard input: first the configuration, then orders::
 
-    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null}
+    {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null,
+     "variant": null}
     {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
     {"do": "cancel", "job": id}
     {"do": "models", "ask": n}
@@ -60,6 +61,7 @@ class WorkerConfig:
         memory: budget in bytes for one job; None: a share of what is free when it starts.
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
         triton_seconds: for one batch of windows there.
+        variant: of every model; None: the default configuration.
     """
 
     repositories: tuple[Path, ...]
@@ -68,6 +70,7 @@ class WorkerConfig:
     memory: int | None = None
     triton: str | None = None
     triton_seconds: float = 120.0
+    variant: str | None = None
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -78,9 +81,8 @@ class WorkerConfig:
             from hilum_inference.repository import shipped_repository
 
             folders = (data / "models", shipped_repository())
-        settings = {
-            name: message[name] for name in ("threads", "memory", "triton", "triton_seconds") if name in message
-        }
+        names = ("threads", "memory", "triton", "triton_seconds", "variant")
+        settings = {name: message[name] for name in names if name in message}
         return cls(folders, data, **settings)
 
 
@@ -300,6 +302,9 @@ def describe_model(model: Model) -> Message:
         "channels": names,
         "labels": labels,
         "digest": model.digest,
+        "variant": model.variant,
+        "variants": model.variants,
+        "dice_gate": manifest.provenance.dice_gate,
         "manifest": json.loads(manifest.to_json()),
     }
 
@@ -348,7 +353,7 @@ def main() -> None:
     config = WorkerConfig.from_message(json.loads(sys.stdin.buffer.readline()))
     from hilum_inference.repository import Repository
 
-    worker = Worker(config, Repository(config.repositories), say)
+    worker = Worker(config, Repository(config.repositories, config.variant), say)
     worker.start()
     for line in sys.stdin.buffer:
         worker.order(json.loads(line))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hilum_client.answers import ModelInfo
-from hilum_client.backend import Where, choose, open_backend, repositories
+from hilum_client.backend import Where, choose, chosen, open_backend, repositories
 from hilum_client.client import Client
 from hilum_client.errors import InputError
 
@@ -32,8 +32,10 @@ class LocalClient:
 
     made: LocalClient | None = None
 
-    def __init__(self, repositories: list[Path] | None = None, threads: int | None = None) -> None:
-        self.arguments = (repositories, threads)
+    def __init__(
+        self, repositories: list[Path] | None = None, threads: int | None = None, variant: str | None = None
+    ) -> None:
+        self.arguments = (repositories, threads, variant)
         self.closed = False
         LocalClient.made = self
 
@@ -49,6 +51,9 @@ class LocalClient:
                 "digest": "d",
             }
         ]
+
+    def refused(self) -> dict[str, str]:
+        return {"other": "It has no variant 'python-int8'."}
 
     def segment(
         self,
@@ -71,8 +76,11 @@ def test_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     module.LocalClient = LocalClient  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "hilum_inference.local", module)
     seen: list[tuple[int, int]] = []
-    with open_backend(Where(repositories=(tmp_path,), threads=2), "test") as backend:
+    with open_backend(Where(repositories=(tmp_path,), threads=2, variant="python-int8"), "test") as backend:
         (model,) = backend.models()
+        assert chosen(backend, None) == chosen(backend, "demo") == model
+        with pytest.raises(InputError, match="It has no variant"):
+            chosen(backend, "other")
         result = backend.segment(
             tmp_path, model="demo", out=tmp_path / "m.nii", progress=lambda done, total: seen.append((done, total))
         )
@@ -80,12 +88,15 @@ def test_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (result.version, result.mask_path, result.statistics[0]["ml"]) == ("4", tmp_path / "m.nii", 1.0)
     assert seen == [(1, 2)]
     assert LocalClient.made is not None and LocalClient.made.closed
-    assert LocalClient.made.arguments == ([tmp_path], 2)
+    assert LocalClient.made.arguments == ([tmp_path], 2, "python-int8")
 
 
 def test_on_a_server() -> None:
     with open_backend(Where(server="http://127.0.0.1:9"), "test") as backend:
         assert isinstance(backend, Client)
+    asked = Where(server="http://127.0.0.1:9", variant="python-int8")
+    with pytest.raises(InputError, match="chosen where it starts"), open_backend(asked, "test"):
+        pass
 
 
 def test_folders_of_models(tmp_path: Path) -> None:

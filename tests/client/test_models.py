@@ -19,6 +19,7 @@ MANIFEST = {"geometry": {"spacing": [3.0, 3.0, 2.5]}, "windows": {"size": [96, 9
 def server(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         one = {"name": "demo", "version": "2", "labels": [{"name": "liver", "id": 1}], "digest": "0123456789abcdef"}
+        one |= {"variant": "python-int8", "variants": ["onnxruntime-fp32", "python-int8"], "dice_gate": "skipped"}
         if request.url.path == "/api/models":
             return httpx.Response(200, json={"models": [one]})
         return httpx.Response(200, json=one | {"manifest": MANIFEST})
@@ -39,11 +40,13 @@ def _with(transport: httpx.MockTransport) -> object:
 def test_the_table_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--server", "http://x"]) == 0
     shown = capsys.readouterr().out
-    for text in ("demo", "liver", "3 x 3 x 2.5", "96 x 96 x 16", "01234567", "spacing, mm"):
+    for text in ("demo", "liver", "3 x 3 x 2.5", "96 x 96 x 16", "01234567", "spacing, mm", "python-int8", "skipped"):
         assert text in shown
     assert main(["models", "--server", "http://x", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)
-    assert model["digest"] == "0123456789abcdef" and model["window"] == [96, 96, 16] and "manifest" not in model
+    assert model["digest"] == "0123456789abcdef" and model["window"] == [96, 96, 16]
+    assert model["variants"] == ["onnxruntime-fp32", "python-int8"] and model["dice_gate"] == "skipped"
+    assert model["variant"] == "python-int8" and "manifest" not in model
 
 
 def test_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +70,6 @@ def test_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_cells_of_a_model_on_the_images_grid() -> None:
-    assert cells(ModelInfo("a", "1"))[3:] == ("the image's", "", "")
+    assert cells(ModelInfo("a", "1"))[3:] == ("the image's", "", "", "")
     many = ModelInfo("a", "1", labels={f"l{n}": n for n in range(1, 12)})
     assert cells(many)[2] == "l1, l2, l3, l4, l5, l6, l7, l8 and 3 more"

@@ -21,7 +21,7 @@ def shipped() -> Model:
 
 
 def test_it_is_whole_and_small(shipped: Model) -> None:
-    assert shipped.network.stat().st_size <= 10e6
+    assert shipped.onnx().stat().st_size <= 10e6
     assert len(shipped.manifest.digests.weights) == 64
     assert len(shipped.manifest.digests.preprocessing) == 64
     assert shipped.manifest.head is not None
@@ -37,7 +37,7 @@ def test_it_was_made_by_the_recipe_in_the_tree(shipped: Model) -> None:
 
 
 def test_its_card_is_made_from_its_record_and_stands_in_the_docs(shipped: Model) -> None:
-    folder = shipped.folder / str(shipped.version)
+    folder = shipped.onnx().parents[1] / str(shipped.version)
     record = json.loads((folder / "training.json").read_text())
     text = card(shipped.manifest, record)
     assert (folder / "card.md").read_text() == text
@@ -49,7 +49,7 @@ def test_its_card_is_made_from_its_record_and_stands_in_the_docs(shipped: Model)
 
 
 def test_triton_reads_its_configuration(shipped: Model) -> None:
-    config = text_format.Parse((shipped.folder / CONFIG).read_text(), triton.ModelConfig())
+    config = text_format.Parse((shipped.onnx().parents[1] / CONFIG).read_text(), triton.ModelConfig())
     assert (config.name, config.backend) == ("abdomen-ct-demo", "onnxruntime")
     assert [output.name for output in config.output] == ["logits", "features"]
-    assert (Path(shipped.folder) / str(shipped.version) / config.default_model_filename).is_file()
+    assert (Path(shipped.onnx().parents[1]) / str(shipped.version) / config.default_model_filename).is_file()

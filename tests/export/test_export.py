@@ -23,9 +23,9 @@ from hilum_search.trained import Trained, write_ensemble, write_trained
 def test_the_published_model_answers_as_the_network(run: Path, trained: Trained, tmp_path: Path) -> None:
     done = export(run, tmp_path / "models")
     model = Repository([tmp_path / "models"]).model()
-    assert (model.name, model.version, model.folder / "1") == ("tiny", 1, done.folder)
+    assert (model.name, model.version, model.onnx().parent) == ("tiny", 1, done.folder)
     assert model.manifest == done.manifest
-    assert done.bytes == model.network.stat().st_size
+    assert done.bytes == model.onnx().stat().st_size
     windows = np.random.default_rng(0).normal(0, 1, (3, 2, 16, 16, 8)).astype(np.float32)
     with torch.inference_mode():
         truth = trained.network(torch.from_numpy(windows)).numpy()

@@ -65,7 +65,7 @@ def test_weighted_answers_are_the_plain_ones_times_the_weights_channels_last(tmp
 def test_a_network_that_is_none_is_an_engine_error(tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path, manifest())
     broken = tmp_path / "broken.onnx"
-    broken.write_bytes(model.network.read_bytes()[:100])
+    broken.write_bytes(model.onnx().read_bytes()[:100])
     with pytest.raises(EngineError, match="OpenVINO refused"):
         OpenVinoEngine(dataclasses.replace(model, network=broken))
 

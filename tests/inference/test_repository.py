@@ -38,9 +38,9 @@ def test_rollback_brings_back_network_and_manifest_and_never_reuses_a_number(tmp
 
 def test_a_changed_network_is_refused_and_says_why(tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path, manifest())
-    data = bytearray(model.network.read_bytes())
+    data = bytearray(model.onnx().read_bytes())
     data[-1] ^= 1
-    model.network.write_bytes(data)
+    model.onnx().write_bytes(data)
     repository = Repository([tmp_path])
     assert repository.models() == ()
     assert "changed since export" in repository.broken["tiny"]
@@ -50,7 +50,7 @@ def test_a_changed_network_is_refused_and_says_why(tmp_path: Path) -> None:
 
 def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path, manifest())
-    config = model.folder / "1" / "config.pbtxt"
+    config = model.onnx().parents[1] / "1" / "config.pbtxt"
     config.write_text(config.read_text().replace("-200.0", "-100.0"))
     with pytest.raises(ModelError, match="manifest of version 1 was changed"):
         Repository([tmp_path]).model("tiny")
@@ -60,7 +60,7 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
 def test_missing_files_break_one_model_and_leave_the_others(tmp_path: Path, damage: str) -> None:
     publish_tiny(tmp_path, manifest())
     other, _ = publish_tiny(tmp_path, manifest(name="other"))
-    (other.folder / damage).unlink()
+    (other.onnx().parents[1] / damage).unlink()
     assert [m.name for m in Repository([tmp_path]).models()] == ["tiny"]
 
 
@@ -72,9 +72,10 @@ def test_an_interrupted_publication_leaves_nothing_that_is_served(
     def dies(self: Path, target: object) -> Path:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="no room left") as caught:
         patch.setattr(Path, "replace", dies)
         publish_tiny(tmp_path, manifest())
+    assert caught.value.code == "disk_full"
     assert Repository([tmp_path]).model().version == 1
     assert [f.name for f in tmp_path.iterdir()] == ["tiny"]
 
@@ -102,7 +103,7 @@ def test_a_config_of_any_wrong_shape_breaks_only_its_own_model(tmp_path: Path, c
 def test_a_broken_model_is_not_replaced_by_a_namesake_behind_it(tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path / "a", manifest())
     publish_tiny(tmp_path / "b", manifest())
-    model.network.write_bytes(b"changed")
+    model.onnx().write_bytes(b"changed")
     repository = Repository([tmp_path / "a", tmp_path / "b"])
     assert repository.models() == ()
     with pytest.raises(ModelError, match="changed since export"):

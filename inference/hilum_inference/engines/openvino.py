@@ -125,7 +125,7 @@ class OpenVinoEngine:
         names = manifest.tensors
         wanted = names.features if kind.output == "features" else names.logits
         try:
-            network = self._core.read_model(self._model.network)
+            network = self._core.read_model(self._model.onnx())
             kept = [port for port in network.outputs if wanted in port.get_names()]
             if not kept or not any(names.image in port.get_names() for port in network.inputs):
                 raise EngineError(f"The network of {manifest.name} has no tensors {names.image!r} and {wanted!r}.")
