@@ -15,9 +15,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hilum_export.errors import EngineBuildError, GateError
 from hilum_export.gates import require
+from hilum_export.repository import Profile
 from hilum_export.rtx import rtx, rtx_gate
 from hilum_export.tensorrt_api import load, plain
-from hilum_export.tensorrt_build import Batches, Options, build
+from hilum_export.tensorrt_build import Options, build
 from hilum_search.architecture import C2FNAS, VNAS, Architecture
 from hilum_search.network import build as network_of
 from hilum_search.to_onnx import to_onnx
@@ -106,12 +107,12 @@ def test_what_it_does_not_take_is_named_in_the_sentence_of_the_gate(
     assert "/_src/" not in told.value.message and "\n" not in told.value.message
 
 
-@pytest.mark.parametrize("batches", [Batches(4, 2, 1), Batches(1, 8, 4), Batches(0, 1, 1)])
-def test_batches_that_are_no_range(plain_graph: Path, batches: Batches) -> None:
+@pytest.mark.parametrize("profile", [Profile(4, 2, 1), Profile(1, 8, 4), Profile(0, 1, 1)])
+def test_batches_that_are_no_range(plain_graph: Path, profile: Profile) -> None:
     library = rtx()
     assert library is not None
     with pytest.raises(EngineBuildError, match="are no range"):
-        build(library, plain_graph, (2, *SIZE), batches)
+        build(library, plain_graph, (2, *SIZE), profile)
 
 
 def test_a_window_of_another_size(plain_graph: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_fixed_batch_is_the_only_one_of_the_plan(tmp_path: Path) -> None:
     library = rtx()
     assert library is not None
     path = graph(tmp_path / "one.onnx", [node("Relu")], batch=1)
-    assert build(library, path, (2, *SIZE), Batches(1, 4, 4)).batches == Batches(1, 1, 1)
+    assert build(library, path, (2, *SIZE), Profile(1, 4, 4)).profile == Profile(1, 1, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\1 no protobuf", None])
@@ -143,7 +144,7 @@ def test_a_plan_is_not_taken_for_loaded_where_there_is_no_gpu(
         pytest.skip("there is a GPU here")
     library = rtx()
     assert library is not None
-    plan = build(library, plain_graph, (2, *SIZE), Batches(1, 4, 4), Options()).plan
+    plan = build(library, plain_graph, (2, *SIZE), Profile(1, 4, 4), Options()).plan
     with pytest.raises(EngineBuildError, match=r"cannot load the plan: .*CUDA driver"):
         load(library, plan)
     with pytest.raises(EngineBuildError, match="cannot load the plan"):
