@@ -61,8 +61,9 @@ def publish(
             disk is full. The repository is as it was.
     """
     _check(name, [(None, config), *(variants or {}).items()], network_files)
-    with _one_sentence(repository), locked(repository):
-        _sweep(repository, name)
+    with _one_sentence(repository), locked(repository) as alone:
+        if alone:
+            _sweep(repository, name)
         folder = repository / name
         known = numbers(folder)
         version = str(max(known, default=0) + 1)
@@ -105,21 +106,31 @@ def rollback(repository: Path, name: str) -> int:
 
 
 @contextlib.contextmanager
-def locked(repository: Path) -> Iterator[None]:
-    """Hold a repository while it is changed; others wait. The system frees it when the process dies."""
-    repository.mkdir(parents=True, exist_ok=True)
-    if os.name == "nt":  # no locks on folders there; a rename onto a version that exists still fails
-        yield
-        return
-    import fcntl
+def locked(repository: Path) -> Iterator[bool]:
+    """Hold a repository while it is changed; others wait. The system frees it when the process dies.
 
+    Yields whether it is held: some network file systems, and Windows, cannot. There a rename is the last word, which
+    never overwrites a version.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        yield False
+        return
     handle = os.open(repository, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot: the rename is the last word there
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield _holds(handle)
     finally:
         os.close(handle)
+
+
+def _holds(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _check(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from hilum_testing import config_text, manifest, publish_tiny
+from hilum_testing import SIZE, Tiny, config_text, manifest, onnx_bytes, publish_tiny
 from tritonclient.grpc import model_config_pb2
 
 from hilum_inference import pbtxt
-from hilum_inference.errors import ModelError, UnknownModelError
-from hilum_inference.repository import Repository, publish, rollback, shipped_repository
+from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.errors import EngineError, ModelError, UnknownModelError
+from hilum_inference.repository import Model, Repository, publish, rollback, shipped_repository
 
 
 def test_a_published_model_is_read_back_and_the_next_is_another_version(tmp_path: Path) -> None:
@@ -126,6 +128,68 @@ def test_a_config_that_names_another_model_is_not_published(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="does not name"):
         publish(tmp_path, "liver", config_text(manifest()), {"model.onnx": b""})
     assert list(tmp_path.iterdir()) == []
+
+
+def with_variant(folder: Path, variant: str = "python-int8", network: str = "small.onnx") -> None:
+    """Publish a model of two networks, the smaller one as a variant."""
+    described, small = manifest(), onnx_bytes(Tiny(features=2), SIZE)
+    text = config_text(described, variant, network, small)
+    data = onnx_bytes(Tiny(), SIZE)
+    publish(
+        folder, "tiny", config_text(described, weights=data), {"model.onnx": data, "small.onnx": small}, {variant: text}
+    )
+
+
+def test_a_variant_has_its_own_network_and_digest(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    plain, variant = Repository([tmp_path]).model(), Repository([tmp_path], "python-int8").model()
+    assert (plain.variant, plain.onnx().name, plain.variants) == ("", "model.onnx", ("python-int8",))
+    assert (variant.variant, variant.onnx().name, variant.backend) == ("python-int8", "small.onnx", "python")
+    assert variant.variants == plain.variants
+    assert variant.digest != plain.digest
+    assert variant.manifest.digests.weights == hashlib.sha256(variant.onnx().read_bytes()).hexdigest()
+
+
+def test_a_model_without_the_variant_is_refused_and_says_which_it_has(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    publish_tiny(tmp_path, manifest(name="other"))
+    repository = Repository([tmp_path], "tensorrt-fp16")
+    assert repository.models() == ()
+    assert repository.broken == {
+        "tiny": "Version 1 of tiny has no variant 'tensorrt-fp16'; it has python-int8.",
+        "other": "Version 1 of other has no variant 'tensorrt-fp16'; it has none.",
+    }
+    with pytest.raises(UnknownModelError, match="it has python-int8") as caught:
+        repository.model("tiny")
+    assert caught.value.code == "unknown_variant"
+    assert [model.name for model in Repository([tmp_path], "python-int8").models()] == ["tiny"]
+
+
+def test_a_changed_network_of_a_variant_breaks_that_variant_alone(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    (tmp_path / "tiny" / "1" / "small.onnx").write_bytes(b"changed")
+    assert Repository([tmp_path]).model().version == 1
+    with pytest.raises(ModelError, match=r"small\.onnx of version 1 was changed since export"):
+        Repository([tmp_path], "python-int8").model("tiny")
+
+
+def test_a_network_outside_the_version_is_refused(tmp_path: Path) -> None:
+    with_variant(tmp_path)
+    config = tmp_path / "tiny" / "1" / "configs" / "python-int8.pbtxt"
+    config.write_text(config.read_text().replace("small.onnx", "../../small.onnx"))
+    with pytest.raises(ModelError, match="must be a file of the version's folder") as caught:
+        Repository([tmp_path], "python-int8").model("tiny")
+    assert caught.value.code == "bad_config"
+
+
+def test_a_variant_for_tensorrt_runs_in_no_engine_of_ours(tmp_path: Path) -> None:
+    with_variant(tmp_path, "tensorrt-fp16")
+    model = Repository([tmp_path], "tensorrt-fp16").model()
+    with pytest.raises(EngineError, match="tensorrt-fp16 of tiny runs in a Triton alone") as caught:
+        open_engine(model, EngineSettings(threads=1))
+    assert caught.value.code == "needs_triton"
+    with pytest.raises(EngineError, match="files of tiny are not at hand"):
+        open_engine(Model(model.manifest, 1, None, None, model.digest), EngineSettings(threads=1))
 
 
 def test_our_reader_of_pbtxt_agrees_with_protobufs_own() -> None:

@@ -48,6 +48,12 @@ def test_a_wrong_value_is_named_in_one_sentence() -> None:
         read_settings({"HILUM_PORT": "many"})
 
 
+def test_a_variant_is_a_plain_name() -> None:
+    assert read_settings({"HILUM_VARIANT": "python-int8"}).inference.variant == "python-int8"
+    with pytest.raises(SettingsError, match="HILUM_VARIANT is not valid"):
+        read_settings({}, variant="../python-int8")
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         Settings().server.port = 1  # type: ignore[misc]

@@ -104,8 +104,11 @@ def publish_tiny(
     return Repository([folder]).model(described.name), net
 
 
-def config_text(described: Manifest) -> str:
-    """A ``config.pbtxt`` for a model."""
+def config_text(described: Manifest, variant: str = "", network: str = "", weights: bytes | None = None) -> str:
+    """A ``config.pbtxt`` for a model, or for a variant of it that runs the file ``network`` of these ``weights``."""
+    if weights is not None:
+        digests = described.digests.model_copy(update={"weights": hashlib.sha256(weights).hexdigest()})
+        described = described.model_copy(update={"digests": digests})
     text = manifest_parameter(described).replace("\\", "\\\\").replace('"', '\\"')
     size = ", ".join(map(str, described.windows.size))
     outputs = [("logits", described.classes)]
@@ -116,6 +119,11 @@ def config_text(described: Manifest) -> str:
         f'name: "{described.name}"\nbackend: "onnxruntime"\nmax_batch_size: 4\n'
         + "".join(f'{kind} {{ name: "{n}" data_type: TYPE_FP32 dims: [ {c}, {size} ] }}\n' for kind, n, c in tensors)
         + f'parameters {{ key: "hilum_manifest" value {{ string_value: "{text}" }} }}\n'
+        + "".join(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+            for key, value in (("hilum_variant", variant), ("hilum_network", network))
+            if value
+        )
     )
 
 
