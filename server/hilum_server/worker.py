@@ -3,7 +3,7 @@
 It speaks JSON lines. Read from standard input: first the configuration, then orders::
 
     {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null,
-     "variant": null}
+     "variant": null, "signed_by": null}
     {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
     {"do": "cancel", "job": id}
     {"do": "models", "ask": n}
@@ -62,6 +62,7 @@ class WorkerConfig:
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
         triton_seconds: for one batch of windows there.
         variant: of every model; None: the default configuration.
+        signed_by: public key of the models' signatures; None: do not look at them.
     """
 
     repositories: tuple[Path, ...]
@@ -71,6 +72,7 @@ class WorkerConfig:
     triton: str | None = None
     triton_seconds: float = 120.0
     variant: str | None = None
+    signed_by: Path | None = None
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -83,7 +85,8 @@ class WorkerConfig:
             folders = (data / "models", shipped_repository())
         names = ("threads", "memory", "triton", "triton_seconds", "variant")
         settings = {name: message[name] for name in names if name in message}
-        return cls(folders, data, **settings)
+        key = message.get("signed_by")
+        return cls(folders, data, **settings, signed_by=None if key is None else Path(key))
 
 
 class Engines:
@@ -353,7 +356,7 @@ def main() -> None:
     config = WorkerConfig.from_message(json.loads(sys.stdin.buffer.readline()))
     from hilum_inference.repository import Repository
 
-    worker = Worker(config, Repository(config.repositories, config.variant), say)
+    worker = Worker(config, Repository(config.repositories, config.variant, config.signed_by), say)
     worker.start()
     for line in sys.stdin.buffer:
         worker.order(json.loads(line))
