@@ -127,7 +127,7 @@ def build_engine(
     sample = (len(model.manifest.channels), *model.manifest.windows.size)
     machine.cuda.use()
     built = build(machine.library, network, sample, profile, options)
-    load(machine.library, built.plan)
+    load(machine.library, built.plan, options.version_compatible)
     manifest = _manifest(machine, network, built, sample, options)
     with locked(folder.parent):
         write_atomically(plan, built.plan)

@@ -202,15 +202,23 @@ def journal(library: TensorRT) -> Journal:
     return _JOURNALS[name]
 
 
-def load(library: TensorRT, plan: bytes) -> Any:
+def load(library: TensorRT, plan: bytes, host_code: bool = False) -> Any:
     """A plan made ready to run.
+
+    Args:
+        library: of this machine.
+        plan: its bytes.
+        host_code: let it run programs of its own on this computer, as plans for later TensorRT versions must.
 
     Raises:
         EngineBuildError: this GPU or this TensorRT cannot run it, or there is no GPU; TensorRT itself returns None.
     """
     book = journal(library)
     with book.listening() as errors:
-        engine = library.Runtime(book.logger).deserialize_cuda_engine(plan)
+        runtime = library.Runtime(book.logger)
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             said = errors[0] if errors else "it did not say why"
             raise EngineBuildError(f"TensorRT {library.__version__} cannot load the plan: {said}.", errors)

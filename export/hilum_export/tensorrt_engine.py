@@ -59,7 +59,7 @@ class TensorRTEngine:
         self._weights = weight_map(self._manifest.windows.size, self._manifest.windows.weights)
         self._lock = threading.Lock()
         self._machine.cuda.use()
-        self._engine: Any = load(self._machine.library, plan.read_bytes())
+        self._engine: Any = load(self._machine.library, plan.read_bytes(), record.version_compatible)
         self._names = self._checked_tensors(plan)
         self._context: Any = self._engine.create_execution_context()
         if self._context is None:

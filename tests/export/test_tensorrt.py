@@ -287,6 +287,7 @@ def test_every_name_that_is_asked_for_is_in_tensorrt_11() -> None:
     assert {"num_io_tensors", "get_tensor_name", "get_tensor_shape", "get_tensor_dtype"} <= set(dir(lean.ICudaEngine))
     assert "create_execution_context" in dir(lean.ICudaEngine)
     assert {"set_input_shape", "set_tensor_address", "execute_async_v3"} <= set(dir(lean.IExecutionContext))
+    assert "engine_host_code_allowed" in dir(lean.Runtime)
     assert {"log"} <= set(dir(lean.ILogger)) and "deserialize_cuda_engine" in dir(lean.Runtime)
 
 
