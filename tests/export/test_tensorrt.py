@@ -291,6 +291,48 @@ def test_every_name_that_is_asked_for_is_in_tensorrt_11() -> None:
     assert {"log"} <= set(dir(lean.ILogger)) and "deserialize_cuda_engine" in dir(lean.Runtime)
 
 
+class Watched(MadeUpTensorRT):
+    """Remembers what its builder was asked for."""
+
+    def Builder(self, logger: Any) -> Any:  # noqa: N802
+        self.flags: list[int] = []
+        self.configs: list[Any] = []
+        self.real = self._rtx.Builder(logger)
+        return self
+
+    def create_network(self, flags: int) -> Any:
+        self.flags.append(flags)
+        return self.real.create_network(flags)
+
+    def create_builder_config(self) -> Any:
+        self.configs.append(self.real.create_builder_config())
+        return self.configs[-1]
+
+    def create_optimization_profile(self) -> Any:
+        return self.real.create_optimization_profile()
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        return self.real.build_serialized_network(network, config)
+
+
+class WithoutFlags(Watched):
+    NetworkDefinitionCreationFlag = None
+
+
+@pytest.mark.parametrize("kind", [Watched, WithoutFlags])
+def test_what_tensorrt_is_asked_for(kind: type[Watched], model: Path, gpu: Cuda) -> None:
+    library = kind(rtx, model / "1" / "model_fp16.onnx")
+    options = Options(workspace=2**27, compatibility="ampere+")
+    done = build_engine(Host(cast(TensorRT, library), gpu), find_model(model, 1), 2, 8, options)
+    assert (done.manifest.profile, done.manifest.flags[1:]) == (Profile(1, 2, 8), ("AMPERE_PLUS",))
+    typed = 1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert library.flags == [typed if kind is Watched else 0]  # TensorRT 11 may drop the flag: all is strongly typed
+    (config,) = library.configs
+    assert config.get_memory_pool_limit(rtx.MemoryPoolType.WORKSPACE) == 2**27
+    assert config.num_optimization_profiles == 1
+    assert not config.get_flag(rtx.BuilderFlag.VERSION_COMPATIBLE)
+
+
 def test_an_option_that_this_tensorrt_lacks(model: Path, gpu: Cuda) -> None:
     class Older(MadeUpTensorRT):
         HardwareCompatibilityLevel = type("Levels", (), {"NONE": 0})
