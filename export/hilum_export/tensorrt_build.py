@@ -88,6 +88,7 @@ def build(
         config = builder.create_builder_config()
         profile = _add_profile(builder, config, network, sample, profile)
         flags = ("STRONGLY_TYPED", *_configure(library, config, options))
+        errors.clear()  # of measurements that were not of this GPU
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             said = errors[0] if errors else "it did not say why"

@@ -104,7 +104,9 @@ class TensorRTEngine:
         if count < self._least:
             batch = np.concatenate([batch, np.zeros((self._least - count, *batch.shape[1:]), np.float32)])
         with self._lock:
-            return {name: answer[:count] for name, answer in self._infer(np.ascontiguousarray(batch)).items()}
+            return {
+                name: answer[:count] for name, answer in self._infer(np.ascontiguousarray(batch, np.float32)).items()
+            }
 
     def _infer(self, batch: Batch) -> Outputs:
         if self._context is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hilum_gpu import HAS_GPU, halved
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hilum_export.errors import EngineBuildError, GateError
@@ -23,7 +23,6 @@ from hilum_search.architecture import C2FNAS, VNAS, Architecture
 from hilum_search.network import build as network_of
 from hilum_search.to_onnx import to_onnx
 
-float16 = pytest.importorskip("onnxconverter_common").float16
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no graph is shown to TensorRT's parser")
 
 SIZE = (8, 8, 8)
@@ -49,19 +48,6 @@ def node(operator: str, *inputs: str, **attributes: object) -> NodeProto:
 @pytest.fixture
 def plain_graph(tmp_path: Path) -> Path:
     return graph(tmp_path / "relu.onnx", [node("Relu")])
-
-
-def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """In half precision inside, in single at both ends."""
-    graph = model.graph
-    for name in {name for each in graph.node for name in each.input} & {output.name for output in graph.output}:
-        for each in graph.node:  # the head reads the features before they are cast to be given out
-            for names in (each.input, each.output):
-                names[:] = [f"{name}_inside" if other == name else other for other in names]
-        graph.node.append(helper.make_node("Identity", [f"{name}_inside"], [name]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fresh weights have values that a half rounds to nothing
-        return float16.convert_float_to_float16(model, keep_io_types=True)
 
 
 SAMPLES: dict[str, tuple[Architecture, tuple[int, int, int]]] = {
@@ -140,7 +126,7 @@ def test_a_file_that_is_no_network(content: bytes | None, tmp_path: Path) -> Non
 def test_a_plan_is_not_taken_for_loaded_where_there_is_no_gpu(
     plain_graph: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if torch.cuda.is_available():
+    if HAS_GPU:
         pytest.skip("there is a GPU here")
     library = rtx()
     assert library is not None

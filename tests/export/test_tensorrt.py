@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import onnx
 import pytest
 import torch
 from google.protobuf import text_format
-from hilum_gpu import MadeUpTensorRT, driver
+from hilum_gpu import HAS_GPU, MadeUpTensorRT, driver, halved
 from hilum_testing import Tiny, manifest, onnx_bytes
 from tritonclient.grpc import model_config_pb2 as triton
 from typer.testing import CliRunner
@@ -43,24 +42,23 @@ rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed:
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")  # timing caches
 
 GPU = pytest.mark.gpu
-NO_GPU = not torch.cuda.is_available()
 
 
-def published(folder: Path, half: bool = True) -> Path:
+def published(folder: Path, half: bool = True, other: bytes | None = None) -> Path:
     """A model with two networks that answer alike; the second stands for FP16."""
     net = Tiny()
     single = onnx_bytes(net, (16, 16, 16))
     model = onnx.load_from_string(single)
     model.graph.doc_string = "the other precision"
-    other = model.SerializeToString()
+    other = other or model.SerializeToString()
     head = Head.from_arrays(net.head.weight.detach().numpy()[:, :, 0, 0, 0], net.state_dict()["head.bias"].numpy())
     described = manifest(head=head.model_dump(), tensors={"features": "features"})
     fields = {"weights": digest_of(single), "preprocessing": described.preprocessing_digest()}
     described = described.model_copy(update={"digests": Digests(**fields)})
     networks = {"fp32": digest_of(single)} | ({"fp16": digest_of(other)} if half else {})
-    files: dict[str, bytes | Path] = {"model.onnx": single, "model.py": b""} | (
-        {"model_fp16.onnx": other} if half else {}
-    )
+    files: dict[str, bytes | Path] = {"model.onnx": single, "model.py": b""}
+    if half:
+        files["model_fp16.onnx"] = other
     publish(folder, described.name, config(described, 4), files, configs(described, 4, networks))
     return folder / described.name
 
@@ -151,7 +149,7 @@ def test_a_plan_that_does_not_load_is_not_kept(model: Path, gpu: Cuda) -> None:
 
 
 def test_the_real_runtime_does_not_pretend(model: Path, gpu: Cuda) -> None:
-    if not NO_GPU:
+    if HAS_GPU:
         pytest.skip("there is a GPU here")
     with pytest.raises(EngineBuildError, match="cannot load the plan"):
         build_engine(Host(rtx, gpu), find_model(model, 1))
@@ -242,7 +240,7 @@ def test_no_driver_and_no_gpu(tmp_path: Path) -> None:
         Cuda([str(driver(tmp_path, init=100))])
 
 
-@pytest.mark.skipif(not NO_GPU, reason="there is a GPU here")
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU here")
 def test_without_a_gpu_the_command_says_what_to_do_and_ends_with_3(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,9 +341,11 @@ def test_an_option_that_this_tensorrt_lacks(model: Path, gpu: Cuda) -> None:
 
 
 @GPU
-@pytest.mark.skipif(NO_GPU, reason="no GPU: no real plan is built, loaded or run here")
-def test_on_a_gpu_a_real_plan_is_built_loaded_and_agrees(model: Path) -> None:
-    import_module("tensorrt")
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU: no real plan is built, loaded or run here")
+def test_on_a_gpu_a_real_plan_is_built_loaded_and_agrees(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="no TensorRT: no real plan is built, loaded or run here")
+    half = halved(onnx.load_from_string(onnx_bytes(Tiny(), (16, 16, 16))))
+    model = published(tmp_path, other=half.SerializeToString())
     build_engine(host(), find_model(model, None))
     gates = engine_gates(model, None, noise(1, (16, 16, 16), 4))
     assert all(gate.passed for gate in gates), [str(gate) for gate in gates]
