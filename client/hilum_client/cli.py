@@ -34,6 +34,7 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
         "jobs": Verb("hilum_server.cli:jobs_app", "serve", "List and steer the gateway's jobs"),
         "user": Verb("hilum_server.cli:user_app", "serve", "Add, list and remove users"),
         "key": Verb("hilum_server.cli:key_app", "serve", "Make keys for programs"),
+        "triton": Verb("hilum_inference.triton_cli:triton_app", "inference", "Start a Triton for development"),
     },
     "Make a model": {
         "search": Verb("hilum_search.search_cli:search_app", "search", "Search networks: V-NAS, C2FNAS, their spaces"),

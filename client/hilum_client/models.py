@@ -108,5 +108,5 @@ def cells(model: ModelInfo) -> tuple[str, ...]:
 
 def sentence(model: ModelInfo) -> str:
     """Which variant of a model is used, and which there are."""
-    used = f", used is {model.variant}" if model.variant else ""
-    return f"{model.name} has the variants {', '.join(model.variants)}{used}."
+    used = f"is used as {model.variant}" if model.variant else "is used as its config.pbtxt says"
+    return f"{model.name} {used}; its variants are {', '.join(model.variants)}."

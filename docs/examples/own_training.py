@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hilum_export.export import export
+from hilum_export.export import Wishes, export
 from hilum_search.augment import Sample
 from hilum_search.gather import gather
 from hilum_search.losses import soft_dice_loss
@@ -49,7 +49,7 @@ def main(recipe_file: Path, data: Path, out: Path) -> None:
     channels = len(recipe.file.channels)
     own = Own(network(channels, recipe.classes), loss, darker)
     train(recipe, gather(recipe, data, out), out, own=own)
-    export(out, out / "models", network(channels, recipe.classes))
+    export(out, out / "models", network(channels, recipe.classes), Wishes(data=data))
 
 
 if __name__ == "__main__":

@@ -2,91 +2,194 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hilum_export.checks import TENSORS, Checked, Subject, check
 from hilum_export.errors import ExportError
-from hilum_export.gates import Gate, head_arrays, head_gate, parity, require, torch_outputs
-from hilum_export.noise import noise
+from hilum_export.gates import head_arrays
+from hilum_export.held_out import Kept, dice_gates, kept_cases, real_windows
+from hilum_export.precision import CALIBRATION_WINDOWS, Precision, to_half, to_int8
 from hilum_export.report import NAME as REPORT
 from hilum_export.report import report
-from hilum_export.repository import LARGEST_BATCH, NETWORK, config
-from hilum_export.runtimes import Windows
-from hilum_export.structure import Structure, structure
-from hilum_export.verify import explained
-from hilum_inference.manifest import Digests, Head, Manifest, Tensors
-from hilum_inference.repository import publish
+from hilum_export.repository import NETWORKS, PROGRAM, config, configs
+from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.manifest import Digests, Head, Manifest
+from hilum_inference.repository import Model, publish
 from hilum_search.architecture import to_json
 from hilum_search.card import NAME as CARD
 from hilum_search.card import card
+from hilum_search.evaluate import Opened
 from hilum_search.network import Network
-from hilum_search.to_onnx import FEATURES, IMAGE, LOGITS, to_onnx
-from hilum_search.trained import ARCHITECTURE, TRAINING, Trained, read_trained
+from hilum_search.recipe import recipe_of
+from hilum_search.to_onnx import to_onnx
+from hilum_search.torch_engine import TorchEngine
+from hilum_search.trained import ARCHITECTURE, TRAINING, WEIGHTS, Trained, read_trained
+from hilum_search.trial import data_of
 
-TENSORS = Tensors(image=IMAGE, logits=LOGITS, features=FEATURES)
+REAL_WINDOWS = 2
+"""Windows of real cases that the check for overflow looks at."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be published, and how it is judged.
+
+    Attributes:
+        precisions: of the files; FP32 is always among them.
+        data: folder of the cases that the run was made from; None: none at hand.
+        dice_gate: whether cases decide; False is written into the manifest.
+        finish: sees the complete version before anybody else does, such as to sign it.
+        report: hears what is being done.
+    """
+
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    data: Path | None = None
+    dice_gate: bool = True
+    finish: Callable[[Path], None] | None = None
+    report: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A published version: its folder, its manifest, the gates it passed, the bytes of its network."""
+    """A published version.
+
+    Attributes:
+        folder: of the version.
+        manifest: of the FP32 network.
+        files: those that were published, FP32 first.
+        withheld: those that failed a check.
+        kept: the cases that decided; None where none did.
+    """
 
     folder: Path
     manifest: Manifest
-    gates: tuple[Gate, ...]
-    bytes: int
+    files: tuple[Checked, ...]
+    withheld: tuple[Checked, ...] = ()
+    kept: Kept | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the FP32 network."""
+        return (self.folder / NETWORKS["fp32"]).stat().st_size
 
 
-def export(run: Path, repository: Path, network: Network | None = None) -> Exported:
+def export(run: Path, repository: Path, network: Network | None = None, wishes: Wishes | None = None) -> Exported:
     """Publish the trained model in ``run`` as the next version in ``repository``; an ensemble as one network.
 
-    The record of the training, the architecture, the model card and the report of the checks travel with it.
+    The record of the training, the architecture, the model card and the report of the checks travel with it. FP16 and
+    INT8 are left out where one of their checks fails, and the report says why.
 
     Args:
         run: of a finished run, or of an ensemble.
         repository: made where missing.
         network: to load the weights into, where the architecture is the caller's own.
+        wishes: what is to be published.
 
     Raises:
-        DataError: ``run`` is no trained model.
-        GateError: the exported file does not compute what the network computes.
-        ExportError: the trained weights answer nothing but zeros, so that nothing can be compared.
+        DataError: ``run`` is no trained model, or the data is not the run's.
+        GateError: the FP32 file does not compute what the network computes.
+        ExportError: no data where data must decide; weights that answer nothing but zeros.
     """
+    wishes = wishes or Wishes()
     trained = read_trained(run, network)
+    _refuse(trained, wishes)
+    own, kept = _own(trained, run, wishes), None
+    if wishes.data is not None:
+        wishes.report("looking at the cases")
+        kept = kept_cases(trained.training, data_of(wishes.data, None, run))
+    with tempfile.TemporaryDirectory() as folder:
+        files = _written(own, trained, wishes, kept, Path(folder))
+        if wishes.dice_gate and kept is not None:
+            files = _judged(own, trained, files, kept, wishes)
+        return _published(repository, trained, files, kept, wishes)
+
+
+def _refuse(trained: Trained, wishes: Wishes) -> None:
+    if wishes.data is None and wishes.dice_gate:
+        raise ExportError(
+            "Nothing says yet that the exported network segments as the trained one does: name the folder of the cases "
+            "(--data DIR), or publish without that check (--no-dice-gate), which hilum models will show.",
+            code="no_dice_gate",
+        )
+    if wishes.data is None and "int8" in wishes.precisions:
+        raise ExportError("INT8 reads its ranges from real cases: name their folder (--data DIR).", code="no_cases")
     if not any(bool(p.detach().abs().max()) for p in trained.network.head.parameters()):
         raise ExportError("The network's last layer holds zeros only; train it before it is exported.")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NETWORK
-        to_onnx(trained.network, len(trained.manifest.channels), trained.manifest.windows.size, path)
-        checked = check(trained.network, path, noise(len(trained.manifest.channels), trained.manifest.windows.size))
-        content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    manifest = complete(trained, digest)
-    text = config(manifest, trained.network.head.in_channels)
-    record = json.dumps(trained.training, indent=1).encode()
-    files = {NETWORK: content, TRAINING: record, ARCHITECTURE: to_json(trained.architecture).encode()}
-    files[CARD] = card(manifest, trained.training).encode()
-    files[REPORT] = report(checked.gates, checked.audit, digest)
-    version = publish(repository, manifest.name, text, files)
-    return Exported(version, manifest, checked.gates, len(content))
 
 
-def check(network: Network, path: Path, windows: Windows) -> Structure:
-    """All that an exported file must prove beside the network that it was made from.
+def _own(trained: Trained, run: Path, wishes: Wishes) -> Opened:
+    """The network in torch, as it is scored; it needs its labels in the reference's ids where cases are at hand."""
+    model = Model(trained.manifest, 0, run, run / WEIGHTS, "")
+    labels = () if wishes.data is None else recipe_of(trained.training).labels
+    return Opened(trained.manifest.name, model, TorchEngine(trained.manifest, trained.network), labels)
 
-    Raises:
-        GateError: a check failed; it names the first layer on which the runtimes differ, where they do.
-        ExportError: the file is no sound ONNX.
-    """
-    found = structure(path, LARGEST_BATCH)
-    require(found.gates)
-    truth = torch_outputs(network, windows)
-    head = head_gate(truth[FEATURES], truth[LOGITS], *head_arrays(network))
-    gates = [*parity(path, windows, truth, TENSORS), head]
-    require(gates, explained(path, windows, gates))
-    return replace(found, gates=(*found.gates, *gates))
+
+def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, folder: Path) -> list[Checked]:
+    """The files, each with its checks; FP32 must pass them."""
+    real = None if kept is None else real_windows(own, kept.cases, REAL_WINDOWS)
+    channels, window = len(trained.manifest.channels), trained.manifest.windows.size
+    subject = Subject(trained.network, channels, window, trained.architecture.stride, real)
+    full = folder / NETWORKS["fp32"]
+    wishes.report("writing ONNX")
+    to_onnx(trained.network, channels, window, full)
+    files = []
+    for precision, name in NETWORKS.items():
+        if precision not in ("fp32", *wishes.precisions):
+            continue
+        path = folder / name
+        if precision == "fp16":
+            to_half(full, path)
+        elif precision == "int8" and kept is not None:
+            wishes.report("reading the ranges of INT8")
+            windows = real_windows(own, kept.cases, CALIBRATION_WINDOWS)
+            to_int8(full, path, [window[None] for window in windows])
+        wishes.report(f"checking {precision.upper()}")
+        files.append(check(subject, precision, path, full))
+        if precision == "fp32":
+            files[0].require()
+    return files
+
+
+def _judged(own: Opened, trained: Trained, files: Sequence[Checked], kept: Kept, wishes: Wishes) -> list[Checked]:
+    """The files that passed, with what the cases say of them."""
+    opened = {}
+    for file in files:
+        if file.passed:
+            model = Model(complete(trained, file.sha256), 0, file.path.parent, file.path, file.sha256)
+            opened[file.precision] = replace(own, model=model, engine=open_engine(model, EngineSettings()))
+    bound = recipe_of(trained.training).file.export.dice_drop
+    found = dice_gates(own, opened, kept, bound, wishes.report)
+    for each in opened.values():
+        each.engine.close()
+    judged = [file.with_gates(found.get(file.precision, ())) for file in files]
+    judged[0].require()
+    return judged
+
+
+def _published(
+    repository: Path, trained: Trained, files: Sequence[Checked], kept: Kept | None, wishes: Wishes
+) -> Exported:
+    state = "passed" if wishes.dice_gate else "skipped"
+    provenance = trained.manifest.provenance.model_copy(update={"dice_gate": state})
+    trained = replace(trained, manifest=trained.manifest.model_copy(update={"provenance": provenance}))
+    passed = [file for file in files if file.passed]
+    manifest = complete(trained, files[0].sha256)
+    features = trained.network.head.in_channels
+    content: dict[str, bytes | Path] = {file.path.name: file.path for file in passed}
+    content[PROGRAM] = Path(__file__).with_name("triton_model.py")
+    content[TRAINING] = json.dumps(trained.training, indent=1).encode()
+    content[ARCHITECTURE] = to_json(trained.architecture).encode()
+    content[CARD] = card(manifest, trained.training).encode()
+    content[REPORT] = report(files, kept if wishes.dice_gate else None)
+    variants = configs(manifest, features, {file.precision: file.sha256 for file in passed})
+    text = config(manifest, features)
+    version = publish(repository, manifest.name, text, content, variants=variants, finish=wishes.finish)
+    withheld = tuple(file for file in files if not file.passed)
+    return Exported(version, manifest, tuple(passed), withheld, kept)
 
 
 def complete(trained: Trained, weights_digest: str) -> Manifest:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hilum_export.errors import ExportError
+from hilum_export.precision import Precision
 from hilum_inference.layout import NETWORK_PARAMETER, VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, Manifest
 from hilum_inference.repository import manifest_parameter
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     )
 
 NETWORK = "model.onnx"
-NETWORKS: Final = {"fp32": NETWORK, "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
+NETWORKS: Final[dict[Precision, str]] = {"fp32": NETWORK, "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 """Precision -> file in the version's folder."""
 PLAN = "model.plan"
 CAPABILITIES: Final = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
@@ -75,7 +76,7 @@ class _Kind:
     """A variant: who runs which precision, and where."""
 
     backend: str
-    precision: str
+    precision: Precision
     file: str
     place: str
 
@@ -113,7 +114,7 @@ def config(manifest: Manifest, features: int, max_batch: int = LARGEST_BATCH) ->
 
 
 def configs(
-    manifest: Manifest, features: int, networks: Mapping[str, str], profile: Profile = DEFAULT_PROFILE
+    manifest: Manifest, features: int, networks: Mapping[Precision, str], profile: Profile = DEFAULT_PROFILE
 ) -> dict[str, str]:
     """The configurations of all variants of the precisions that are published, by name.
 

@@ -11,12 +11,16 @@ from typing import Any
 from hilum_export.errors import ExportError
 from hilum_export.gates import Gate
 from hilum_export.noise import BATCH
+from hilum_export.precision import NORMS, Precision
 
 LARGEST_TENSOR = 2**31 - 1
 """Elements of one tensor: TensorRT refuses more."""
 LARGEST_FILE = 2**31 - 1
 """Bytes: a protobuf message cannot be larger."""
 STANDARD = ("", "ai.onnx")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+WEIGHTS: dict[Precision, tuple[str, ...]] = {"fp16": ("FLOAT16",), "int8": ("INT8", "UINT8")}
+"""Types of a convolution's kernel."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,26 @@ class Structure:
     Attributes:
         gates: the checks.
         audit: numbers of nodes by operator and of initialisers by type.
-        batch: windows to try it with: two, since one would not show a batch that was frozen on the way; as many as the
-            file takes where that number is fixed.
+        fixed_batch: windows that the file takes at once; 0 where it takes any number.
     """
 
     gates: tuple[Gate, ...]
     audit: dict[str, Any]
-    batch: int
+    fixed_batch: int
+
+    @property
+    def batch(self) -> int:
+        """Windows to try it with: two where it takes any number, since one would not show a batch that was frozen."""
+        return self.fixed_batch or BATCH
 
 
-def structure(path: Path, batch: int) -> Structure:
+def structure(path: Path, batch: int, precision: Precision = "fp32") -> Structure:
     """Check a file that somebody may have made elsewhere.
 
     Args:
         path: of the file.
         batch: windows in one call at most.
+        precision: that its convolutions must have.
 
     Raises:
         ExportError: no ONNX, or a graph that contradicts itself.
@@ -52,12 +61,12 @@ def structure(path: Path, batch: int) -> Structure:
     gates = (
         Gate("weights outside the file", _outside(model), 0, "tensors"),
         Gate("operators of other makers", _foreign(model), 0, "nodes"),
-        Gate("half or wider floats among f32 weights", _mixed(types), 0, "tensors"),
+        *_typed(model, precision),
         Gate("largest tensor", largest, LARGEST_TENSOR, "elements"),
         Gate("size of the file", path.stat().st_size, LARGEST_FILE, "bytes"),
     )
-    audit = {"operators": dict(operators), "initialisers": dict(types)}
-    return Structure(gates, audit, _fixed_batch(model) or BATCH)
+    audit = {"operators": dict(operators), "initialisers": dict(types), "norms": dict(_norms(model))}
+    return Structure(gates, audit, _fixed_batch(model))
 
 
 def _read(path: Path) -> Any:
@@ -89,9 +98,31 @@ def _foreign(model: Any) -> int:
     return sum(node.domain not in STANDARD for node in model.graph.node) + len(model.functions)
 
 
-def _mixed(types: Counter[str]) -> int:
-    floats = {name: count for name, count in types.items() if name in ("FLOAT16", "BFLOAT16", "DOUBLE")}
-    return sum(floats.values())
+def _typed(model: Any, precision: Precision) -> tuple[Gate, ...]:
+    """Whether weights are of the type that the file promises, and norms compute in FP32."""
+    types = Counter(_type(each.data_type) for each in model.graph.initializer)
+    if precision == "fp32":
+        other = sum(types[name] for name in ("FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8"))
+        return (Gate("weights that are not FP32", other, 0, "tensors"),)
+    weights = {each.name: _type(each.data_type) for each in model.graph.initializer}
+    made_from = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    kernels = [node.input[1] for node in model.graph.node if node.op_type in CONVOLUTIONS]
+    left = sum(weights.get(made_from.get(kernel, kernel)) not in WEIGHTS[precision] for kernel in kernels)
+    norms = sum(kind != "FLOAT" for kind in _norms(model).elements())
+    return (
+        Gate(f"convolutions that are not {precision.upper()}", left, 0 if precision == "fp16" else math.inf, "nodes"),
+        Gate("norms that do not compute in FP32", norms, 0, "nodes"),
+    )
+
+
+def _norms(model: Any) -> Counter[str]:
+    """Number of norms by the type that they compute in."""
+    import onnx
+
+    typed = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {each.name: each.type.tensor_type.elem_type for each in (*typed.value_info, *typed.input, *typed.output)}
+    found = (kinds.get(node.input[0], 0) for node in model.graph.node if node.op_type in NORMS)
+    return Counter(_type(kind) for kind in found)
 
 
 def _largest(model: Any, batch: int) -> float:

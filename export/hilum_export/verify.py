@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hilum_export.diverge import Side, first_difference
+from hilum_export.checks import RTX_MISSING, Checked, explained
 from hilum_export.errors import ExportError
-from hilum_export.gates import BOUNDS, Gate, head_gate, parity
+from hilum_export.gates import head_gate, parity
+from hilum_export.held_out import Kept, dice_gates, kept_cases
 from hilum_export.noise import noise
+from hilum_export.precision import Precision
 from hilum_export.report import report
-from hilum_export.repository import LARGEST_BATCH
-from hilum_export.runtimes import RUNTIMES, Outputs, Windows, onnxruntime
-from hilum_export.structure import structure
+from hilum_export.repository import LARGEST_BATCH, NETWORKS
+from hilum_export.rtx import rtx_gate
+from hilum_export.runtimes import Outputs, Windows, onnxruntime
+from hilum_export.structure import Structure, structure
+from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.repository import CONFIG, Model, Repository
+from hilum_search.evaluate import Opened
+from hilum_search.recipe import recipe_of
+from hilum_search.trained import TRAINING
+from hilum_search.trial import data_of
 
 
 @dataclass(frozen=True)
@@ -22,52 +31,102 @@ class Verified:
     """What was found.
 
     Attributes:
-        model: the model.
-        gates: every check.
-        why: where the runtimes first differ, if they do.
+        model: the model in FP32.
+        files: each precision's file with its checks.
         report: all of it as JSON.
     """
 
     model: Model
-    gates: tuple[Gate, ...]
-    why: str
+    files: tuple[Checked, ...]
     report: bytes
 
     @property
     def passed(self) -> bool:
         """Whether all did."""
-        return all(gate.passed for gate in self.gates)
+        return all(file.passed for file in self.files)
 
 
-def verify(folder: Path, version: int | None = None) -> Verified:
+def verify(
+    folder: Path, version: int | None = None, data: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> Verified:
     """Check a model of a repository: its digests, its structure, and the runtimes against each other.
 
-    The network that it was exported from is not there any more, so ONNX Runtime's answer is taken for the truth.
+    The network that it was exported from is not there any more: ONNX Runtime's answer in FP32 is taken for the truth.
 
     Args:
         folder: of the model.
         version: None: the one that is served.
+        data: folder of the cases that the run was made from: FP16 and INT8 are judged on them again.
+        say: hears of each case.
 
     Raises:
         ExportError: no model there, or no sound ONNX file.
         ModelError: it was changed since its export.
+        DataError: the data is not the run's.
     """
     if not (folder / CONFIG).is_file():
         raise ExportError(f"There is no model in {folder}: it has no {CONFIG}. Name a model's folder in a repository.")
-    model = Repository([folder.resolve().parent]).model(folder.resolve().name, version)
-    found = structure(model.onnx(), LARGEST_BATCH)
-    gates = list(found.gates)
-    why = ""
-    if all(gate.passed for gate in gates):  # else a runtime might follow a path that leads elsewhere
-        manifest, tensors = model.manifest, model.manifest.tensors
-        windows = noise(len(manifest.channels), manifest.windows.size, found.batch)
-        truth = _answered(model, windows)
-        gates += parity(model.onnx(), windows, truth, tensors)
-        if manifest.head is not None and tensors.features is not None:
-            gates.append(head_gate(truth[tensors.features], truth[tensors.logits], *manifest.head.arrays()))
-        why = explained(model.onnx(), windows, gates)
-    told = report(gates, found.audit, model.manifest.digests.weights, why)
-    return Verified(model, tuple(gates), why, told)
+    home, name = folder.resolve().parent, folder.resolve().name
+    model = Repository([home]).model(name, version)
+    models: dict[Precision, Model] = {"fp32": model}
+    for precision in NETWORKS:
+        variant = next((each for each in model.variants if each.endswith(f"-{precision}")), None)
+        if precision != "fp32" and variant is not None:
+            models[precision] = Repository([home], variant).model(name, model.version)
+    files = {precision: _checked(each, precision, model) for precision, each in models.items()}
+    kept = None
+    if data is not None and all(file.passed for file in files.values()):
+        kept, files = _judged(models, files, data, say)
+    found = tuple(files.values())
+    return Verified(model, found, report(found, kept))
+
+
+def _checked(model: Model, precision: Precision, full: Model) -> Checked:
+    """One file; where its structure is unsound nothing runs it: a runtime might follow a path that leads elsewhere."""
+    path = model.onnx()
+    found = structure(path, LARGEST_BATCH, precision)
+    checked = Checked(precision, path, model.manifest.digests.weights, found.gates, found.audit)
+    if not checked.passed:
+        return checked
+    manifest, tensors = model.manifest, model.manifest.tensors
+    windows = noise(len(manifest.channels), manifest.windows.size, found.batch)
+    truth, answer = _answered(full, windows), _answered(model, windows)
+    gates = list(parity(path, windows, truth, tensors, precision))
+    if manifest.head is not None and tensors.features is not None:
+        outputs = answer[tensors.features], answer[tensors.logits]
+        gates.append(head_gate(outputs, manifest.head.arrays(), precision))
+    checked = checked.with_gates(gates)
+    if not checked.passed:
+        return replace(checked, why=explained(full.onnx(), path, windows, precision))
+    return checked if precision == "int8" else _compiled(checked, model, found)
+
+
+def _compiled(checked: Checked, model: Model, found: Structure) -> Checked:
+    largest = found.fixed_batch or LARGEST_BATCH
+    gate = rtx_gate(checked.path, len(model.manifest.channels), model.manifest.windows.size, largest)
+    return replace(checked, skipped=(RTX_MISSING,)) if gate is None else checked.with_gates([gate])
+
+
+def _judged(
+    models: dict[Precision, Model], files: dict[Precision, Checked], data: Path, say: Callable[[str], None]
+) -> tuple[Kept, dict[Precision, Checked]]:
+    """The other precisions on the run's cases, against FP32."""
+    full = models["fp32"]
+    record = full.onnx().with_name(TRAINING)
+    if not record.is_file():
+        raise ExportError(f"{full.name} has no {TRAINING}: nobody knows which cases it was held back from.")
+    training = json.loads(record.read_text())
+    recipe = recipe_of(training)
+    opened = {
+        precision: Opened(model.name, model, open_engine(model, EngineSettings()), recipe.labels)
+        for precision, model in models.items()
+    }
+    kept = kept_cases(training, data_of(data, recipe, record.parent))
+    own = opened.pop("fp32")
+    gates = dice_gates(own, opened, kept, recipe.file.export.dice_drop, say)
+    for each in (own, *opened.values()):
+        each.engine.close()
+    return kept, {precision: file.with_gates(gates.get(precision, ())) for precision, file in files.items()}
 
 
 def _answered(model: Model, windows: Windows) -> Outputs:
@@ -85,12 +144,3 @@ def _answered(model: Model, windows: Windows) -> Outputs:
         if name is not None and name not in found:
             raise ExportError(f"The network of {model.name} has no output {name!r}, which its manifest names.")
     return found
-
-
-def explained(path: Path, windows: Windows, gates: Sequence[Gate]) -> str:
-    """Where the runtimes part, in a sentence; nothing where all agree."""
-    if all(gate.passed for gate in gates):
-        return ""
-    one, other = (Side(path, run) for run in RUNTIMES.values())
-    where = first_difference(one, other, windows, max(BOUNDS.values()))
-    return "" if where is None else str(where)

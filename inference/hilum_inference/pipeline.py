@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference import blend
-from hilum_inference.engines import Engine, Output
+from hilum_inference.engines import Engine, Output, in_flight
 from hilum_inference.errors import CancelledError, LimitError
 from hilum_inference.geometry import ModelGrid
 from hilum_inference.head import Decider, Labels
@@ -77,14 +79,18 @@ class Segmentation:
 @dataclass
 class _Clock:
     seconds: dict[str, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str, share: int = 1) -> Iterator[None]:
+        """Add what the block takes; only its share where as many such blocks run side by side."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            taken = (time.perf_counter() - start) / share
+            with self.lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
 
 
 class Segmenter:
@@ -173,34 +179,34 @@ class Segmenter:
     def _answers(
         self, source: Source, clock: _Clock, cancelled: Cancelled | None
     ) -> Iterator[tuple[list[Shape], NDArray[np.float32]]]:
-        """Batches of windows through the network; the next batch runs while the last one is blended."""
+        """Batches of windows through the network; the next ones run while one is blended."""
         places = list(source.layout)
         batch = self._model.manifest.windows.batch
         groups = [places[n : n + batch] for n in range(0, len(places), batch)]
-        buffers: list[NDArray[np.float32] | None] = [None, None]
-        with ThreadPoolExecutor(1, thread_name_prefix="network") as pool:
-            waiting = None
-            for n, group in enumerate([*groups, None]):
+        ahead = self._ahead
+        spare: list[NDArray[np.float32]] = []
+        waiting: deque[tuple[list[Shape], Future[NDArray[np.float32]]]] = deque()
+        with ThreadPoolExecutor(ahead, thread_name_prefix="network") as pool:
+            for n in range(len(groups) + ahead):
                 if cancelled is not None and cancelled():
                     raise CancelledError("The segmentation was cancelled.")
-                following = None
-                if group is not None:
+                if n < len(groups):
                     with clock("preprocess"):
-                        windows = np.stack([source.window(start) for start in group])
-                    buffer = buffers[n % 2] if len(group) == batch else None
-                    following = group, pool.submit(self._run, windows, buffer, clock)
-                if waiting is not None:
-                    answers = waiting[1].result()
-                    if len(waiting[0]) == batch:
-                        buffers[(n - 1) % 2] = answers
-                    yield waiting[0], answers
-                waiting = following
+                        windows = np.stack([source.window(start) for start in groups[n]])
+                    out = spare.pop() if spare and len(groups[n]) == batch else None
+                    waiting.append((groups[n], pool.submit(self._run, windows, out, clock)))
+                if n >= ahead and waiting:
+                    group, running = waiting.popleft()
+                    answers = running.result()
+                    yield group, answers
+                    if len(group) == batch:
+                        spare.append(answers)
 
     def _run(self, windows: NDArray[np.float32], out: NDArray[np.float32] | None, clock: _Clock) -> NDArray[np.float32]:
         """One batch, (N, D, H, W, C) weighted; test-time flips are undone and averaged before the weights."""
         windowing = self._model.manifest.windows
         flips = self._model.manifest.flips
-        with clock("network"):
+        with clock("network", self._ahead):
             if not flips:
                 return self._engine.run_weighted(windows, self._output, out)
             answer = self._engine.run(windows, self._output)
@@ -209,6 +215,11 @@ class Segmenter:
                 answer += np.flip(self._engine.run(np.ascontiguousarray(np.flip(windows, axes)), self._output), axes)
             answer /= np.float32(1 + len(flips))
             return blend.weigh(answer, weight_map(windowing.size, windowing.weights), out)
+
+    @property
+    def _ahead(self) -> int:
+        """Batches under way while one is blended."""
+        return in_flight(self._engine)
 
     @property
     def _output(self) -> Output:
@@ -229,7 +240,9 @@ class Segmenter:
         carried = blend.peak_bytes(layout, self._channels) * (2 if manifest.way_back == "logits" else 1)
         voxels = int(np.prod(volume.grid.shape)) + int(np.prod(grid.shape))
         label_bytes = 1 if max(label.id for label in manifest.labels) < 256 else 2
-        needed = carried + slab + 4 * window * (2 * self._channels + 3 * len(manifest.channels)) + label_bytes * voxels
+        ahead = self._ahead
+        batches = 4 * window * ((ahead + 1) * self._channels + (ahead + 2) * len(manifest.channels))
+        needed = carried + slab + batches + label_bytes * voxels
         seconds = None if self.seconds_a_window is None else self.seconds_a_window * layout.count
         if self._memory_budget is not None and needed > self._memory_budget:
             raise LimitError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -57,10 +58,10 @@ def publish(
         finish: is called with the version's folder, complete but not visible yet; what it raises stops the publication.
 
     Raises:
-        ModelError: a configuration cannot be read, names another model or a file that is not published with it; or the
-            disk is full. The repository is as it was.
+        ModelError: a configuration cannot be read, names another model, or a file that is not published with it or has
+            another digest; or the disk is full. The repository is as it was.
     """
-    _check(name, [(None, config), *(variants or {}).items()], network_files)
+    digests = _checked(name, [(None, config), *(variants or {}).items()], network_files)
     with _one_sentence(repository), locked(repository) as alone:
         if alone:
             _sweep(repository, name)
@@ -70,6 +71,7 @@ def publish(
         with _part(repository, name) as part:
             whole = part / name
             _fill(whole / version, config, network_files, variants or {})
+            _compare(whole / version, digests)
             if finish is not None:
                 finish(whole / version)
             _copy_configs(whole / version, whole)
@@ -133,8 +135,9 @@ def _holds(handle: int) -> bool:
     return True
 
 
-def _check(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -> None:
-    """Refuse what a reader would refuse."""
+def _checked(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -> set[tuple[str, str]]:
+    """Refuse what a reader would refuse; the networks and the SHA-256 that each must have."""
+    digests = set()
     for file in files:
         if not is_plain(file) or file in (CONFIG, CONFIGS):
             raise ModelError(f"A file of a version cannot be called {file!r}.", code="bad_config")
@@ -142,13 +145,29 @@ def _check(name: str, configs: Sequence[tuple[str | None, str]], files: Files) -
         if variant is not None and not is_variant(variant):
             raise ModelError(f"A variant cannot be called {variant!r}.", code="bad_config")
         config = parse_pbtxt(text)
-        manifest_of(config, name)
+        weights = manifest_of(config, name).digests.weights
         checked_variant(config, name, variant)
         network = network_name(config, name)
-        if network not in files:
-            raise ModelError(
-                f"{variant or CONFIG} needs {network}, which is not published with it.", code="missing_network"
-            )
+        digests.add((network, weights))
+        loaded = config.get("default_model_filename", [])[:1] if config.get("backend") != ["tensorrt"] else []
+        for file in (network, *map(str, loaded)):  # a plan is built later, on the GPU that runs it
+            if file not in files:
+                raise ModelError(
+                    f"{variant or CONFIG} needs {file}, which is not published with it.", code="missing_network"
+                )
+    return digests
+
+
+def _compare(folder: Path, digests: set[tuple[str, str]]) -> None:
+    """Refuse a network that is not the one that a manifest was written for."""
+    for name, expected in sorted(digests):
+        if expected:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise ModelError(
+                    f"{name} is not the network that its manifest was written for.", code="changed_network"
+                )
 
 
 @contextlib.contextmanager
@@ -205,9 +224,10 @@ def _copy_configs(version: Path, target: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Flush a folder and all below it."""
+    mode = "rb+" if os.name == "nt" else "rb"  # a signature may be read-only; Windows flushes what can be written alone
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:
-            with (Path(path) / name).open("rb+") as file:
+            with (Path(path) / name).open(mode) as file:
                 os.fsync(file.fileno())
         sync_folder(Path(path))
 

@@ -72,8 +72,8 @@ class Model:
         """
         if self.backend == "tensorrt":
             raise EngineError(
-                f"The variant {self.variant} of {self.name} runs in a Triton alone: name one (--triton), or a variant "
-                "of another back-end.",
+                f"The variant {self.variant} of {self.name} runs in a Triton alone: put a gateway in front of one "
+                "(hilum serve --triton), or take a variant of another back-end.",
                 code="needs_triton",
             )
         if self.network is None:

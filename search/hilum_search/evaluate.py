@@ -157,11 +157,17 @@ def segment(opened: Opened, scene: Scene, progress: Progress | None = None) -> I
     Raises:
         InputError: the image does not fit the model.
     """
+    manifest, volume = as_seen(opened, scene)
+    model = dataclasses.replace(opened.model, manifest=manifest)
+    return Segmenter(model, opened.engine).segment(volume, progress).labels
+
+
+def as_seen(opened: Opened, scene: Scene) -> tuple[Manifest, Volume]:
+    """What the pipeline is given: the image, or a slab that lies on the model's grid, normalised, already."""
     if scene.normalised is None:
-        return Segmenter(opened.model, opened.engine).segment(scene.image, progress).labels
+        return opened.model.manifest, scene.image
     there = {"geometry": Geometry(orientation="native"), "crop": Crop(), "intensity": NORMALISED}
-    model = dataclasses.replace(opened.model, manifest=opened.model.manifest.model_copy(update=there))
-    return Segmenter(model, opened.engine).segment(scene.normalised, progress).labels
+    return opened.model.manifest.model_copy(update=there), scene.normalised
 
 
 def slab_affine(manifest: Manifest) -> NDArray[np.float64]:

@@ -201,6 +201,16 @@ class CaseFiles(_Part):
     patient: str = ""
 
 
+class Exporting(_Part):
+    """What an exported file may lose.
+
+    Attributes:
+        dice_drop: Dice of any label, against the network, on the cases that were held back.
+    """
+
+    dice_drop: float = Field(default=0.005, ge=0, le=1)
+
+
 class _File(_Part):
     name: str
     title: str = ""
@@ -217,6 +227,7 @@ class _File(_Part):
     training: Training
     split: Splitting = Splitting()
     augmentation: Augmentation = Augmentation()
+    export: Exporting = Exporting()
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+from hilum_inference.engines import in_flight
+
 if TYPE_CHECKING:
     from hilum_inference.engines import Batch, Engine, Output, Weighted
 
 
 class Turnstile:
-    """Lets one window at a time through; while an urgent job has claimed it, only that job's windows."""
+    """Lets a few windows through at a time; while an urgent job has claimed it, only that job's windows."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._claims = 0
-        self._busy = False
+        self._busy = 0
 
     def claim(self) -> None:
         """Hold others back from now on, after the window that runs."""
@@ -31,16 +33,17 @@ class Turnstile:
             self._changed.notify_all()
 
     @contextmanager
-    def turn(self, urgent: bool) -> Iterator[None]:
-        """One passage."""
+    def turn(self, urgent: bool, places: int = 1) -> Iterator[None]:
+        """One passage, where fewer than ``places`` are under way; an urgent one of several does not wait for those."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy and (urgent or not self._claims))
-            self._busy = True
+            if places == 1 or not urgent:
+                self._changed.wait_for(lambda: self._busy < places and (urgent or not self._claims))
+            self._busy += 1
         try:
             yield
         finally:
             with self._changed:
-                self._busy = False
+                self._busy -= 1
                 self._changed.notify_all()
 
 
@@ -48,11 +51,13 @@ class PriorityEngine:
     """An engine for one job, behind the turnstile all jobs share.
 
     An urgent job claims the turnstile at its first window and must give it back with ``finish``: between two of its
-    windows no window of a batch job, which may last seconds, slips in.
+    windows no window of a batch job, which may last seconds, slips in. An engine that has a queue of its own takes
+    several windows at a time, and the urgent ones first.
     """
 
     def __init__(self, engine: Engine, turnstile: Turnstile, urgent: bool) -> None:
         self.precision = engine.precision
+        self.in_flight = in_flight(engine)
         self._engine = engine
         self._turnstile = turnstile
         self._urgent = urgent
@@ -72,7 +77,7 @@ class PriorityEngine:
         if self._urgent and not self._claimed:
             self._claimed = True
             self._turnstile.claim()
-        return self._turnstile.turn(self._urgent)
+        return self._turnstile.turn(self._urgent, self.in_flight)
 
     def finish(self) -> None:
         """The job runs no more windows."""

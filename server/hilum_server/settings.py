@@ -53,6 +53,7 @@ class InferenceSettings(_Group):
     memory_gib: float | None = Field(default=None, gt=0)
     triton: str | None = Field(default=None, pattern=r"^[^/\s]+:\d+$")
     triton_seconds: float = Field(default=120.0, gt=0)
+    triton_patience: float = Field(default=30.0, ge=0)
     variant: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 

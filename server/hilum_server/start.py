@@ -61,6 +61,7 @@ def _config(settings: Settings) -> dict[str, object]:
         "memory": None if inference.memory_gib is None else int(inference.memory_gib * GIB),
         "triton": inference.triton,
         "triton_seconds": inference.triton_seconds,
+        "triton_patience": inference.triton_patience,
         "variant": inference.variant,
         "signed_by": None if settings.storage.signed_by is None else str(settings.storage.signed_by),
     }

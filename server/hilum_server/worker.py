@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from hilum_inference.errors import CancelledError, EngineError, HilumError, ModelError, OutOfMemoryError
 from hilum_server.files import convert, read, save, timed
@@ -37,7 +37,10 @@ from hilum_server.logs import set_up
 if TYPE_CHECKING:
     from hilum_inference.engines import Engine, EngineSettings
     from hilum_inference.pipeline import Plan
+    from hilum_inference.remote import RemoteRepository
     from hilum_inference.repository import Model, Repository
+
+    Models = Repository | RemoteRepository
 
 Message = dict[str, Any]
 Say = Callable[[Message], None]
@@ -46,6 +49,10 @@ LANES = ("interactive", "batch")
 NICE = 5
 PROGRESS_SECONDS = 0.1
 ENGINES_KEPT = 4
+AWAY = ("triton_unavailable", "triton_not_ready")
+AWAY_SECONDS = 0.5
+
+T = TypeVar("T")
 
 log = logging.getLogger("hilum.worker")
 
@@ -55,12 +62,14 @@ class WorkerConfig:
     """What the worker is told first.
 
     Attributes:
-        repositories: model folders; of two models of one name that of the earlier folder is served.
+        repositories: model folders; of two models of one name that of the earlier folder is served. None with a
+            Triton: its own models.
         data: the data folder, where precision choices are recorded.
         threads: of the engine; 0 is all cores.
         memory: budget in bytes for one job; None: a share of what is free when it starts.
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
-        triton_seconds: for one batch of windows there.
+        triton_seconds: of its silence, after which it counts as hanging.
+        triton_patience: seconds for which a job waits for it to come back.
         variant: of every model; None: the default configuration.
         signed_by: public key of the models' signatures; None: do not look at them.
     """
@@ -71,6 +80,7 @@ class WorkerConfig:
     memory: int | None = None
     triton: str | None = None
     triton_seconds: float = 120.0
+    triton_patience: float = 30.0
     variant: str | None = None
     signed_by: Path | None = None
 
@@ -79,14 +89,25 @@ class WorkerConfig:
         """From the first line of standard input."""
         folders = tuple(Path(folder) for folder in message["repositories"] or ())
         data = Path(message["data"])
-        if not folders:
+        if not folders and not message.get("triton"):
             from hilum_inference.repository import shipped_repository
 
             folders = (data / "models", shipped_repository())
-        names = ("threads", "memory", "triton", "triton_seconds", "variant")
+        names = ("threads", "memory", "triton", "triton_seconds", "triton_patience", "variant")
         settings = {name: message[name] for name in names if name in message}
         key = message.get("signed_by")
         return cls(folders, data, **settings, signed_by=None if key is None else Path(key))
+
+
+def models_of(config: WorkerConfig) -> Models:
+    """Those of the folders, or those of the Triton where no folder was named."""
+    if config.triton is not None and not config.repositories:
+        from hilum_inference.remote import RemoteRepository
+
+        return RemoteRepository(config.triton, config.variant)
+    from hilum_inference.repository import Repository
+
+    return Repository(config.repositories, config.variant, config.signed_by)
 
 
 class Engines:
@@ -127,7 +148,9 @@ class Engines:
 
         config = self._config
         record = config.data / "precision.json"
-        return EngineSettings(config.threads or None, config.triton, config.triton_seconds, record)
+        return EngineSettings(
+            config.threads or None, config.triton, config.triton_seconds, record, config.triton_patience
+        )
 
 
 class Worker:
@@ -139,7 +162,7 @@ class Worker:
     question ``{"say": "answer", "ask", ...}``.
     """
 
-    def __init__(self, config: WorkerConfig, repository: Repository, say: Say) -> None:
+    def __init__(self, config: WorkerConfig, repository: Models, say: Say) -> None:
         self._config = config
         self._repository = repository
         self._say = say
@@ -195,23 +218,26 @@ class Worker:
             self._cancelled.pop(job, None)
 
     def _segment(self, message: Message) -> Message:
+        from hilum_inference.engines import for_job
         from hilum_inference.local import free_memory
         from hilum_inference.pipeline import Segmenter
 
-        model = self._repository.model(message["model"], int(message["version"]))
+        cancelled = self._cancelled[message["job"]].is_set
+        name, version = message["model"], int(message["version"])
+        model = self._awaited(lambda: self._repository.model(name, version), cancelled)
         if model.digest != message["digest"]:
             raise ModelError("The model's files changed after the job was submitted.", code="model_changed")
         timings: dict[str, float] = {}
         with timed(timings, "read"):
             volume = read(message["images"])
         with timed({} if self._engines.holds(model) else timings, "engine"):
-            opened = self._engines.get(model)
-        engine = PriorityEngine(opened, self._turnstile, message["lane"] == "interactive")
+            opened = self._awaited(lambda: self._engines.get(model), cancelled)
+        urgent = message["lane"] == "interactive"
+        engine = PriorityEngine(for_job(opened, urgent, cancelled), self._turnstile, urgent)
         try:
             known = self._engines.speeds.get(model.digest)
             segmenter = Segmenter(model, engine, self._config.memory or free_memory(), known)
             progress = Progress(message["job"], self._say)
-            cancelled = self._cancelled[message["job"]].is_set
             found = segmenter.segment(volume, progress, cancelled, progress.planned)
         finally:
             engine.finish()
@@ -220,6 +246,19 @@ class Worker:
         report = found.report() | {"planned_seconds": found.plan.seconds}
         report["timings"] |= timings
         return save(Path(message["folder"]), found.labels, volume, report)
+
+    def _awaited(self, act: Callable[[], T], cancelled: Callable[[], bool]) -> T:
+        """What ``act`` gives; a Triton that is not there, or still loads, is waited for."""
+        end = time.monotonic() + self._config.triton_patience
+        while True:
+            try:
+                return act()
+            except EngineError as error:
+                if error.code not in AWAY or time.monotonic() > end:
+                    raise
+            if cancelled():
+                raise CancelledError("The segmentation was cancelled.")
+            time.sleep(AWAY_SECONDS)
 
     def _answer(self, message: Message) -> None:
         answer: Message = {"say": "answer", "ask": message["ask"]}
@@ -284,7 +323,7 @@ def told(error: Exception) -> Message:
     return {"status": 500, "code": "internal", "detail": BACK_END_TEXTS["internal"]}
 
 
-def describe(repository: Repository) -> Message:
+def describe(repository: Models) -> Message:
     """Models as the API shows them, the name of the default one, and what is broken and why."""
     models = [describe_model(model) for model in repository.models()]
     try:
@@ -354,9 +393,7 @@ def main() -> None:
             channel.flush()
 
     config = WorkerConfig.from_message(json.loads(sys.stdin.buffer.readline()))
-    from hilum_inference.repository import Repository
-
-    worker = Worker(config, Repository(config.repositories, config.variant, config.signed_by), say)
+    worker = Worker(config, models_of(config), say)
     worker.start()
     for line in sys.stdin.buffer:
         worker.order(json.loads(line))

@@ -40,7 +40,16 @@ def _with(transport: httpx.MockTransport) -> object:
 def test_the_table_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--server", "http://x"]) == 0
     shown = capsys.readouterr().out
-    for text in ("demo", "liver", "3 x 3 x 2.5", "96 x 96 x 16", "01234567", "spacing, mm", "python-int8", "skipped"):
+    for text in (
+        "demo",
+        "liver",
+        "3 x 3 x 2.5",
+        "96 x 96 x 16",
+        "01234567",
+        "spacing, mm",
+        "used as python-int8",
+        "skipped",
+    ):
         assert text in shown
     assert main(["models", "--server", "http://x", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)

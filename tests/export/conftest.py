@@ -65,12 +65,22 @@ RECORD: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def trained() -> Trained:
+def tiny() -> Trained:
     torch.manual_seed(0)
     recipe = parse_recipe(RECIPE)
     network = build(recipe.architecture, 2, recipe.classes).eval()
     return Trained(recipe.architecture, network, recipe.manifest(), RECORD)
+
+
+@pytest.fixture
+def trained() -> Trained:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Trained:
+    """The same for a whole module, which must not change it."""
+    return tiny()
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from hilum_search.trained import Trained
 WINDOWS = noise(2, (16, 16, 8))
 
 
-@pytest.fixture
-def path(trained: Trained, tmp_path: Path) -> Path:
-    to_onnx(trained.network, 2, (16, 16, 8), tmp_path / "model.onnx")
-    return tmp_path / "model.onnx"
+@pytest.fixture(scope="module")
+def path(shared: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    to_onnx(shared.network, 2, (16, 16, 8), path)
+    return path
 
 
 def test_the_runtimes_agree_on_every_layer(path: Path) -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from hilum_export import export as module
+from hilum_export.checks import Checked, Subject
 from hilum_export.errors import ExportError, GateError
-from hilum_export.export import export
+from hilum_export.export import Wishes, export
 from hilum_export.gates import Gate
+from hilum_export.precision import Precision
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.repository import Repository
 from hilum_inference.volume import Volume
@@ -19,9 +21,12 @@ from hilum_search.evaluate import open_trained
 from hilum_search.network import build
 from hilum_search.trained import Trained, write_ensemble, write_trained
 
+PLAIN = Wishes((), dice_gate=False)
+"""FP32 alone, no cases."""
+
 
 def test_the_published_model_answers_as_the_network(run: Path, trained: Trained, tmp_path: Path) -> None:
-    done = export(run, tmp_path / "models")
+    done = export(run, tmp_path / "models", wishes=PLAIN)
     model = Repository([tmp_path / "models"]).model()
     assert (model.name, model.version, model.onnx().parent) == ("tiny", 1, done.folder)
     assert model.manifest == done.manifest
@@ -36,7 +41,7 @@ def test_the_published_model_answers_as_the_network(run: Path, trained: Trained,
 
 
 def test_architecture_and_record_travel_with_the_network(run: Path, trained: Trained, tmp_path: Path) -> None:
-    folder = export(run, tmp_path / "models").folder
+    folder = export(run, tmp_path / "models", wishes=PLAIN).folder
     assert json.loads((folder / "training.json").read_text()) == trained.training
     assert "family c2fnas" in (folder / "card.md").read_text()
     assert parse_architecture((folder / "architecture.json").read_bytes()) == trained.architecture
@@ -53,7 +58,7 @@ def test_an_ensemble_is_published_as_one_network(trained: Trained, tmp_path: Pat
         with torch.inference_mode():
             answers.append(network(image).numpy())
     write_ensemble(tmp_path / "run", ["fold0", "fold1"])
-    done = export(tmp_path / "run", tmp_path / "models")
+    done = export(tmp_path / "run", tmp_path / "models", wishes=PLAIN)
     assert (done.manifest.folds, done.manifest.head is not None) == (2, True)
     engine = open_engine(Repository([tmp_path / "models"]).model(), EngineSettings())
     answer = engine.run(image.numpy(), "logits")
@@ -63,7 +68,7 @@ def test_an_ensemble_is_published_as_one_network(trained: Trained, tmp_path: Pat
 
 
 def test_the_head_in_the_manifest_is_the_networks_last_layer(run: Path, trained: Trained, tmp_path: Path) -> None:
-    manifest = export(run, tmp_path / "models").manifest
+    manifest = export(run, tmp_path / "models", wishes=PLAIN).manifest
     assert manifest.head is not None
     weight, bias = manifest.head.arrays()
     np.testing.assert_array_equal(weight, trained.network.head.weight.detach().numpy()[:, :, 0, 0, 0])
@@ -74,17 +79,61 @@ def test_the_head_in_the_manifest_is_the_networks_last_layer(run: Path, trained:
 
 
 def test_a_second_export_is_the_next_version(run: Path, tmp_path: Path) -> None:
-    export(run, tmp_path / "models")
-    assert export(run, tmp_path / "models").folder.name == "2"
+    export(run, tmp_path / "models", wishes=PLAIN)
+    assert export(run, tmp_path / "models", wishes=PLAIN).folder.name == "2"
 
 
 def test_nothing_is_published_when_a_gate_fails(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> tuple[Gate, ...]:
-        raise GateError("differs")
+    real = module.check
+
+    def fail(subject: Subject, precision: Precision, path: Path, full: Path) -> Checked:
+        return real(subject, precision, path, full).with_gates([Gate("made to fail", 2, 1, "of 1")])
 
     monkeypatch.setattr(module, "check", fail)
-    with pytest.raises(GateError):
+    with pytest.raises(GateError, match=r"made to fail: 2 of 1, allowed is 1\. Nothing was published\."):
+        export(run, tmp_path / "models", wishes=PLAIN)
+    assert not (tmp_path / "models").exists()
+
+
+def test_half_precision_that_fails_is_withheld_and_the_report_says_why(trained: Trained, tmp_path: Path) -> None:
+    """A norm takes a factor out again: FP32 does not notice, FP16 overflows."""
+    stem = trained.network.body.get_submodule("stem")
+    with torch.no_grad():
+        stem[0].weight.mul_(4e5)  # type: ignore[index, operator]
+    write_trained(tmp_path / "run", trained)
+    done = export(tmp_path / "run", tmp_path / "models", wishes=Wishes(("fp16",), dice_gate=False))
+    assert [file.precision for file in done.files] == ["fp32"]
+    (half,) = done.withheld
+    assert half.failure.startswith("largest value inside the network: ") and "in body.stem.0" in half.failure
+    assert not (done.folder / "model_fp16.onnx").exists()
+    assert [path.stem for path in (done.folder / "configs").iterdir() if "fp16" in path.stem] == []
+    told = json.loads((done.folder / "gates.json").read_text())
+    assert (told["passed"], told["networks"]["fp16"]["passed"]) == (True, False)
+
+
+def test_each_precision_has_variants_of_its_own(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "models", wishes=Wishes(("fp16",), dice_gate=False))
+    assert [file.precision for file in done.files] == ["fp32", "fp16"]
+    plain = Repository([tmp_path / "models"]).model()
+    half = Repository([tmp_path / "models"], "onnxruntime-fp16").model()
+    assert (plain.onnx().name, half.onnx().name) == ("model.onnx", "model_fp16.onnx")
+    assert plain.manifest.provenance.dice_gate == half.manifest.provenance.dice_gate == "skipped"
+    assert plain.digest != half.digest
+    assert {file.sha256 for file in done.files} == {plain.manifest.digests.weights, half.manifest.digests.weights}
+    told = json.loads((done.folder / "gates.json").read_text())
+    assert {name: network["file"] for name, network in told["networks"].items()} == {
+        "fp32": "model.onnx",
+        "fp16": "model_fp16.onnx",
+    }
+    assert told["cases"] is None and (done.folder / "model.py").is_file()
+
+
+def test_without_cases_nothing_is_published_unless_that_is_said(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"--data DIR.*--no-dice-gate") as caught:
         export(run, tmp_path / "models")
+    assert caught.value.code == "no_dice_gate"
+    with pytest.raises(ExportError, match="INT8 reads its ranges from real cases"):
+        export(run, tmp_path / "models", wishes=Wishes(("int8",), dice_gate=False))
     assert not (tmp_path / "models").exists()
 
 
@@ -93,11 +142,11 @@ def test_a_network_that_was_never_trained_is_refused(trained: Trained, tmp_path:
         torch.nn.init.zeros_(parameter)
     write_trained(tmp_path / "zero", trained)
     with pytest.raises(ExportError, match="zeros only"):
-        export(tmp_path / "zero", tmp_path / "models")
+        export(tmp_path / "zero", tmp_path / "models", wishes=PLAIN)
 
 
 def test_a_published_model_is_scored_by_its_own_ids(run: Path, tmp_path: Path) -> None:
-    export(run, tmp_path / "models")
+    export(run, tmp_path / "models", wishes=PLAIN)
     segmenter, labels = open_trained(tmp_path / "models" / "tiny")
     assert [(label.name, label.from_ids) for label in labels] == [("lesion", (1,))]
     volume = Volume.from_array(np.random.default_rng(0).normal(0, 1, (2, 16, 16, 8)).astype(np.float32))

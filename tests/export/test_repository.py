@@ -73,7 +73,8 @@ def test_all_variants_are_alike_at_the_door(texts: dict[str, str]) -> None:
 
 def test_each_variant_names_its_network_and_carries_its_digest(texts: dict[str, str]) -> None:
     for name, text in texts.items():
-        precision = name.rpartition("-")[2]
+        precision = VARIANTS[name].precision
+        assert name.endswith(f"-{precision}")
         parameters = parsed(text).parameters
         assert parameters["hilum_network"].string_value == NETWORKS[precision]
         assert parse_manifest(parameters[PARAMETER].string_value).digests.weights == SHA256[precision]
@@ -127,8 +128,7 @@ def test_the_smallest_and_the_largest_batch_are_warmed_up(described: Manifest) -
 
 def test_tensorrt_in_onnx_runtime_gets_the_profile_and_a_cache_of_these_weights(described: Manifest) -> None:
     def options(sha256: str) -> dict[str, str]:
-        networks = {"fp16": sha256}
-        message = parsed(configs(described, 3, networks, Profile(1, 2, 8))["onnxruntime-trt-fp16"])
+        message = parsed(configs(described, 3, {"fp16": sha256}, Profile(1, 2, 8))["onnxruntime-trt-fp16"])
         (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
         assert accelerator.name == "tensorrt" and list(message.dynamic_batching.preferred_batch_size) == [2]
         return dict(accelerator.parameters)
@@ -172,7 +172,7 @@ def test_windows_that_nothing_can_run_are_refused(
 
 def test_an_unknown_precision_is_refused(described: Manifest) -> None:
     with pytest.raises(ExportError, match="no precision 'fp8'; there are fp32, fp16, int8"):
-        configs(described, 3, {"fp8": "1" * 64})
+        configs(described, 3, {"fp8": "1" * 64})  # type: ignore[dict-item]
 
 
 MODEL_PY = """

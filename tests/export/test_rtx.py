@@ -13,8 +13,8 @@ import torch
 from hilum_gpu import HAS_GPU, halved
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from hilum_export.checks import Checked
 from hilum_export.errors import EngineBuildError, GateError
-from hilum_export.gates import require
 from hilum_export.repository import Profile
 from hilum_export.rtx import rtx, rtx_gate
 from hilum_export.tensorrt_api import load, plain
@@ -88,8 +88,9 @@ def test_what_it_does_not_take_is_named_in_the_sentence_of_the_gate(
 ) -> None:
     gate = rtx_gate(graph(tmp_path / "bad.onnx", nodes, constants), 2, SIZE, 4)
     assert gate is not None and gate.value >= 1
+    checked = Checked("fp32", tmp_path / "bad.onnx", "", (gate,), {})
     with pytest.raises(GateError, match=rf"build: \d errors \(TensorRT cannot read bad\.onnx: {said}") as told:
-        require([gate])
+        checked.require()
     assert "/_src/" not in told.value.message and "\n" not in told.value.message
 
 

@@ -288,6 +288,11 @@ def config_of(described: Manifest, **parameters: str) -> str:
         ({"model.onnx": b""}, {"a": config_of(manifest(), variant="b")}, "variant a of tiny calls itself 'b'"),
         ({"model.onnx": b""}, {"a": config_of(manifest(name="b"))}, "does not name 'tiny'"),
         ({"model.onnx": b""}, {"a": "name {"}, r"config\.pbtxt"),
+        (
+            {"model.onnx": b""},
+            {"a": config_of(manifest(), network="model.onnx") + 'default_model_filename: "model.py"'},
+            "a needs model.py",
+        ),
     ],
 )
 def test_what_a_reader_would_refuse_is_not_published(
@@ -296,3 +301,21 @@ def test_what_a_reader_would_refuse_is_not_published(
     with pytest.raises(ModelError, match=said):
         publish(tmp_path / "models", "tiny", config_text(manifest()), files, variants)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_network_that_its_manifest_was_not_written_for_is_not_published(tmp_path: Path) -> None:
+    published(tmp_path)
+    before = tree(tmp_path)
+    text = config_text(manifest(), "a-fp32", "small.onnx", NETWORK)
+    with pytest.raises(ModelError, match=r"small\.onnx is not the network that its manifest was written for"):
+        publish(
+            tmp_path, "tiny", config_text(manifest()), {"model.onnx": NETWORK, "small.onnx": SMALL}, {"a-fp32": text}
+        )
+    assert tree(tmp_path) == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_plan_is_built_later(tmp_path: Path) -> None:
+    text = config_text(manifest(), "tensorrt-fp16", "model.onnx", NETWORK)
+    text = text.replace('backend: "onnxruntime"', 'backend: "tensorrt"\ndefault_model_filename: "model.plan"')
+    publish(tmp_path, "tiny", config_text(manifest()), {"model.onnx": NETWORK}, {"tensorrt-fp16": text})
+    assert Repository([tmp_path], "tensorrt-fp16").model().backend == "tensorrt"

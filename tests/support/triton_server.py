@@ -1,123 +1,144 @@
 """A real Triton server for tests, from a separate environment (its python backend needs numpy < 2).
 
-The server of the wheel has no ONNX Runtime backend of its own: the repository is served through the python backend by a
-``model.py`` that runs the very same ``model.onnx``. Name, inputs, outputs and dims stay those of the published config.
+The server of the wheel has no ONNX Runtime backend of its own: the repository is served by its python variant, whose
+``model.py`` runs the very same ``model.onnx``. Name, inputs, outputs and dims stay those of the published config.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-triton"
-PACKAGES = ENVIRONMENT / "lib" / "python3.11" / "site-packages"
-START_SECONDS = 60
+import hilum_export.triton_model
+from hilum_inference.triton_dev import VARIANT, Environment, Launch, running, stop
 
-MODEL_PY = """
-import os
-import numpy as np
-import onnxruntime
-import triton_python_backend_utils as pb
+ENVIRONMENT = Environment(Path(__file__).resolve().parents[2] / ".venv-triton")
+MODEL_PY = Path(hilum_export.triton_model.__file__)
+QUEUE = """dynamic_batching {
+  max_queue_delay_microseconds: 2000 priority_levels: 2 default_priority_level: 2
+  default_queue_policy { timeout_action: REJECT allow_timeout_override: true }
+}
+"""
 
+SLOW = """
 
-class TritonPythonModel:
-    def initialize(self, args):
-        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def execute(self, requests):
-        answers = []
-        for request in requests:
-            image = pb.get_input_tensor_by_name(request, "image").as_numpy()
-            names = list(request.requested_output_names())
-            values = self.session.run(names, {"image": image})
-            answers.append(pb.InferenceResponse([pb.Tensor(n, v) for n, v in zip(names, values)]))
-        return answers
+class TritonPythonModel(TritonPythonModel):
+    def _answer(self, request):
+        __import__("time").sleep({seconds})
+        pb.Logger.log_info("a request is run")
+        return super()._answer(request)
 """
 
 
 def installed() -> bool:
     """Whether the test server's environment is there (``make triton-env``)."""
-    return (PACKAGES / "pytriton" / "tritonserver" / "bin" / "tritonserver").is_file()
+    return ENVIRONMENT.installed()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+def python_backed(
+    repository: Path, target: Path, extra: str = "", runtime: str = "openvino", seconds: float = 0.0
+) -> None:
+    """Copy a published repository and add the python variant to every model.
 
-
-def python_backed(repository: Path, target: Path) -> None:
-    """Copy a published repository, served by the python backend instead of ONNX Runtime's."""
+    ``extra`` goes into its configuration; each request takes ``seconds`` longer.
+    """
     shutil.copytree(repository, target)
     for config in target.glob("*/config.pbtxt"):
         text = re.sub(r'(backend|platform|default_model_filename): "[^"]*"', "", config.read_text())
         if "input {" not in text and "input [" not in text:
             raise ValueError(f"{config} names no input: Triton would have to guess")
-        config.write_text(text + '\nbackend: "python"\ninstance_group { count: 1 kind: KIND_CPU }\n')
+        variant = config.parent / "configs" / f"{VARIANT}.pbtxt"
+        variant.parent.mkdir(exist_ok=True)
+        variant.write_text(_without(text, "dynamic_batching") + _python(extra, runtime))
         for network in config.parent.glob("*/model.onnx"):
-            (network.parent / "model.py").write_text(MODEL_PY)
+            (network.parent / "model.py").write_text(MODEL_PY.read_text() + SLOW.format(seconds=seconds))
+
+
+def _without(text: str, field: str) -> str:
+    return re.sub(rf"{field}\s*\{{[^{{}}]*\}}", "", text)
+
+
+def _python(extra: str, runtime: str) -> str:
+    parameters = {"hilum_variant": VARIANT, "hilum_runtime": runtime, "hilum_threads": "1"}
+    lines = [f'parameters {{ key: "{k}" value {{ string_value: "{v}" }} }}' for k, v in parameters.items()]
+    queue = "" if "dynamic_batching" in extra else QUEUE
+    group = "instance_group { count: 1 kind: KIND_CPU }"
+    return "\n".join(['\nbackend: "python"', group, *lines, queue + extra, ""])
+
+
+class Triton:
+    """A server that a test may kill, stop, let go on and start again on the same ports."""
+
+    def __init__(self, repository: Path, scratch: Path, *extra: str) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.launch = Launch(ENVIRONMENT, repository, scratch, extra=extra)
+        self.address = self.launch.address
+        self.http = self.launch.http
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Triton:
+        """Start it and wait until it is ready."""
+        self.process = self.launch.start()
+        self.launch.wait(self.process)
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9; its stubs end by themselves."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def statistics(self, name: str) -> Any:
+        """``InferStatistics`` of a model."""
+        return self._statistics(name).inference_stats
+
+    def counts(self, name: str) -> tuple[int, int]:
+        """Windows that a model was given, and calls in which it was."""
+        found = self._statistics(name)
+        return int(found.inference_count), int(found.execution_count)
+
+    def _statistics(self, name: str) -> Any:
+        from tritonclient.grpc import InferenceServerClient
+
+        client = InferenceServerClient(self.address)
+        try:
+            return client.get_inference_statistics(name).model_stats[0]
+        finally:
+            client.close()
+
+    def log(self) -> str:
+        """What it wrote."""
+        return self.launch.log.read_text(errors="replace")
+
+    def close(self) -> None:
+        """End it."""
+        if self.process is not None:
+            stop(self.process)
+
+    def __enter__(self) -> Triton:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 @contextmanager
-def triton(repository: Path, scratch: Path) -> Iterator[str]:
+def triton(repository: Path, scratch: Path, *extra: str) -> Iterator[str]:
     """Serve ``repository`` (python-backed); yields ``host:port`` of the gRPC endpoint."""
-    server = PACKAGES / "pytriton" / "tritonserver"
-    backend = scratch / "backends" / "python"
-    shutil.copytree(server / "backends" / "python", backend)
-    shutil.copy(server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub", backend)
-    http, grpc, metrics = free_ports(3)
-    command = [
-        str(server / "bin" / "tritonserver"),
-        f"--model-repository={repository}",
-        f"--backend-directory={scratch / 'backends'}",
-        "--disable-auto-complete-config",
-        *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
-        f"--http-port={http}",
-        f"--grpc-port={grpc}",
-        f"--metrics-port={metrics}",
-    ]
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": str(PACKAGES / "nvidia_pytriton.libs"),
-        "PYTHONPATH": str(PACKAGES),
-        "PATH": f"{ENVIRONMENT / 'bin'}:{os.environ['PATH']}",
-    }
-    with (scratch / "triton.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        _wait_until_ready(process, http, scratch / "triton.log")
-        yield f"127.0.0.1:{grpc}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise RuntimeError(f"Triton did not start:\n{log.read_text()[-3000:]}")
+    launch = Launch(ENVIRONMENT, repository, scratch, extra=extra)
+    with running(launch):
+        yield launch.address

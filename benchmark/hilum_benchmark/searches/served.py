@@ -10,7 +10,7 @@ from typing import Any
 from hilum_benchmark.searches.bench import Bench, Entry
 from hilum_benchmark.serving import gateway
 from hilum_client.client import Client
-from hilum_export.export import export
+from hilum_export.export import Wishes, export
 from hilum_inference.repository import shipped_repository
 from hilum_search.cases import Files
 from hilum_search.data import read_pair
@@ -31,7 +31,7 @@ def served(bench: Bench, rows: Sequence[Entry]) -> dict[str, Any]:
     for row in rows:
         repository = bench.work / REPOSITORIES / row.folder
         shutil.rmtree(repository, ignore_errors=True)
-        exported = export(bench.work / row.folder, repository)
+        exported = export(bench.work / row.folder, repository, wishes=Wishes(("fp32",), dice_gate=False))
         found[row.folder] = {"bytes": exported.bytes} | _answered(bench, repository, rules.name, truth)
     found[DEMO] = _answered(bench, shipped_repository(), DEMO, truth)
     return {"grid": image.grid.shape, "models": found}

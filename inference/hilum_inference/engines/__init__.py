@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,17 @@ class Engine(Protocol):
         ...
 
 
+def in_flight(engine: Engine) -> int:
+    """Batches that an engine wants to have under way at a time; one, where it does not say."""
+    return int(getattr(engine, "in_flight", 1))
+
+
+def for_job(engine: Engine, urgent: bool, cancelled: Callable[[], bool]) -> Engine:
+    """The engine as one job sees it, where that makes a difference: its priority, and how to call its windows back."""
+    make = getattr(engine, "for_job", None)
+    return engine if make is None else cast(Engine, make(urgent, cancelled))
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """How engines run.
@@ -54,7 +66,8 @@ class EngineSettings:
     Attributes:
         threads: of the embedded engine; None: one for each core.
         triton: ``host:port`` of a Triton's gRPC endpoint; None: the embedded engine.
-        timeout: seconds for one batch of a remote engine.
+        timeout: seconds without an answer after which a remote engine counts as hanging.
+        patience: seconds for which a remote engine tries one window again before it gives up.
         record: file that keeps which precision was chosen on this machine; None: f32 where the
             manifest allows it.
     """
@@ -63,6 +76,7 @@ class EngineSettings:
     triton: str | None = None
     timeout: float = 120.0
     record: Path | None = None
+    patience: float = 30.0
 
 
 def open_engine(model: Model, settings: EngineSettings | None = None) -> Engine:
@@ -73,9 +87,9 @@ def open_engine(model: Model, settings: EngineSettings | None = None) -> Engine:
     """
     settings = settings or EngineSettings()
     if settings.triton is not None:
-        from hilum_inference.engines.triton import TritonEngine
+        from hilum_inference.engines.triton import How, TritonEngine
 
-        return TritonEngine(model, settings.triton, settings.timeout)
+        return TritonEngine(model, settings.triton, How(settings.timeout, settings.patience))
     from hilum_inference.engines.openvino import OpenVinoEngine
     from hilum_inference.engines.precision import chosen_precision
 

@@ -1,0 +1,103 @@
+"""The same network in fewer bits: FP16 in the graph itself, and INT8 for the CPU.
+
+TensorRT 11 has no builder flag for FP16: every network is strongly typed, so the types must stand in the ONNX graph.
+onnxconverter-common writes them; NVIDIA's ModelOpt AutoCast would, too, but its ``[onnx]`` extra brings CuPy and the
+GPU build of ONNX Runtime to machines that have no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from hilum_export.runtimes import Windows
+
+Precision = Literal["fp32", "fp16", "int8"]
+NORMS: Final = ("InstanceNormalization", "GroupNormalization", "BatchNormalization", "LayerNormalization")
+"""Operators that stay in FP32: they sum over a whole window, which FP16 cannot hold (islands between two casts)."""
+LARGEST_HALF: Final = 65504.0
+SMALLEST_HALF: Final = 2.0**-24
+"""Bounds of FP16. Larger weights would be cut without a word; the overflow check finds what they do."""
+CALIBRATION_WINDOWS: Final = 32
+"""Windows that INT8's ranges are read from at most."""
+
+
+def to_half(source: Path, target: Path) -> None:
+    """Write the FP16 form of an FP32 file: norms in FP32, FP32 at the door, everything else in FP16."""
+    import onnx
+    from onnxconverter_common import float16
+
+    model = onnx.load(source)
+    _free_outputs(model.graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of weights below the smallest FP16 number
+        half = float16.convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            min_positive_val=SMALLEST_HALF,
+            max_finite_val=LARGEST_HALF,
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *NORMS],
+        )
+    del half.graph.value_info[:]
+    onnx.save(half, target)
+
+
+def to_int8(source: Path, target: Path, windows: Sequence[Windows]) -> None:
+    """Write the INT8 form of an FP32 file for OpenVINO and ONNX Runtime on a CPU, by post-training quantisation.
+
+    Convolutions get INT8 weights and activations, each between a quantisation and its inverse; norms stay in FP32.
+
+    Args:
+        source: the FP32 file.
+        target: to be written.
+        windows: of real cases, (1, C, D, H, W) each, as the network sees them; ranges are read from them.
+    """
+    import onnx
+
+    nncf = _nncf()
+    model = onnx.load(source)
+    image = model.graph.input[0].name
+    data = nncf.Dataset(list(windows), lambda window: {image: window})
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # its bars
+        warnings.simplefilter("ignore")
+        quantised = nncf.quantize(
+            model,
+            data,
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(windows),
+        )
+    del quantised.graph.value_info[:]
+    onnx.save(quantised, target)
+
+
+def _nncf() -> Any:
+    """NNCF, which neither draws bars into a log nor tells anybody what is quantised."""
+    import logging
+
+    from hilum_inference.engines.runtime import openvino
+
+    openvino()  # keeps its telemetry from being imported
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    return nncf
+
+
+def _free_outputs(graph: Any) -> None:
+    """Let no node read an output of the graph: the converter casts outputs, and the reader would see FP32."""
+    import onnx
+
+    read = {name for node in graph.node for name in node.input}
+    for name in [output.name for output in graph.output if output.name in read]:
+        inner = f"{name}_inside"
+        for node in graph.node:
+            for names in (node.input, node.output):
+                for place, other in enumerate(names):
+                    if other == name:
+                        names[place] = inner
+        graph.node.append(onnx.helper.make_node("Identity", [inner], [name], name=f"{name}_given"))

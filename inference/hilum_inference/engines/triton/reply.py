@@ -1,0 +1,92 @@
+"""What an answer must be; nothing else is ever blended into a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hilum_inference.engines import Batch, Output
+from hilum_inference.engines.triton.memory import Region
+from hilum_inference.errors import EngineError
+from hilum_inference.manifest import Manifest
+
+TYPE = "FP32"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a model promises for one batch.
+
+    Attributes:
+        model: its name and version, as Triton writes them.
+        tensor: the name of the output.
+        shape: (N, K or F, D, H, W).
+    """
+
+    model: tuple[str, str]
+    tensor: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, version: int, batch: Batch, output: Output) -> Expected:
+        """For one batch of windows.
+
+        Raises:
+            ValueError: windows of another size or number of channels, or features of a model that has none.
+        """
+        if batch.ndim != 5 or batch.shape[1:] != (len(manifest.channels), *manifest.windows.size):
+            wanted = (len(manifest.channels), *manifest.windows.size)
+            raise ValueError(f"the network takes (N, {', '.join(map(str, wanted))}), got {batch.shape}")
+        name, channels = manifest.tensors.logits, manifest.classes
+        if output == "features":
+            if manifest.head is None or manifest.tensors.features is None:
+                raise ValueError(f"the model {manifest.name} gives no features")
+            name, channels = manifest.tensors.features, manifest.head.features
+        return cls((manifest.name, str(version)), name, (len(batch), channels, *batch.shape[2:]))
+
+    @property
+    def bytes(self) -> int:
+        """Of the answer."""
+        return 4 * int(np.prod(self.shape))
+
+
+def checked(reply: Any, expected: Expected, region: Region | None) -> Batch:
+    """The answer in a ``ModelInferResponse``, or in shared memory; read-only, or good until the region is given back.
+
+    Raises:
+        EngineError: of another model, name, type, shape or size than promised, or not finite; ``bad_reply``.
+    """
+    if (reply.model_name, reply.model_version) != expected.model:
+        raise _bad(f"it is of {reply.model_name} {reply.model_version}", expected)
+    found = [(n, output) for n, output in enumerate(reply.outputs) if output.name == expected.tensor]
+    if len(found) != 1:
+        raise _bad(f"it holds {[output.name for output in reply.outputs]}", expected)
+    place, output = found[0]
+    if output.datatype != TYPE or tuple(output.shape) != expected.shape:
+        raise _bad(f"it is {output.datatype} {tuple(output.shape)}", expected)
+    answer = _wired(reply, place, expected) if region is None else _shared(reply, place, region, expected)
+    if not all(np.isfinite(channel).all() for window in answer for channel in window):
+        raise _bad("it holds values that are not finite", expected)
+    return answer
+
+
+def _wired(reply: Any, place: int, expected: Expected) -> Batch:
+    content = reply.raw_output_contents[place] if place < len(reply.raw_output_contents) else b""
+    if len(content) != expected.bytes:
+        raise _bad(f"it has {len(content)} bytes", expected)
+    return np.frombuffer(content, np.float32).reshape(expected.shape)
+
+
+def _shared(reply: Any, place: int, region: Region, expected: Expected) -> Batch:
+    """The answer in a region; the server does not say that it wrote it there, but the poison is gone if it did."""
+    if any(reply.raw_output_contents[place : place + 1]):
+        raise _bad("it came over the wire, not where it was asked to be", expected)
+    return region.get(expected.shape)
+
+
+def _bad(got: str, expected: Expected) -> EngineError:
+    name, version = expected.model
+    promised = f"{expected.tensor} {TYPE} {expected.shape} of {name} {version}"
+    return EngineError(f"Triton's answer cannot be used: {got}; the model promises {promised}.", code="bad_reply")

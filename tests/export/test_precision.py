@@ -1,0 +1,98 @@
+"""FP16 stands in the graph, norms stay in FP32, the door stays FP32; INT8 sits in the convolutions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from hilum_export.gates import difference, torch_outputs
+from hilum_export.noise import noise
+from hilum_export.precision import to_half, to_int8
+from hilum_export.runtimes import onnxruntime, openvino
+from hilum_export.structure import structure
+from hilum_search.to_onnx import to_onnx
+from hilum_search.trained import Trained
+
+WINDOW = (16, 16, 8)
+WINDOWS = noise(2, WINDOW)
+
+
+@pytest.fixture(scope="module")
+def full(shared: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    to_onnx(shared.network, 2, WINDOW, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def half(full: Path) -> Path:
+    to_half(full, full.with_name("half.onnx"))
+    return full.with_name("half.onnx")
+
+
+def test_weights_are_half_norms_are_not_and_the_door_is_as_before(full: Path, half: Path) -> None:
+    model, before = onnx.load(half), onnx.load(full)
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["image", "logits", "features"]
+    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {
+        TensorProto.FLOAT
+    }
+    assert model.graph.output[1].type == before.graph.output[1].type
+    found = structure(half, 4, "fp16")
+    assert all(gate.passed for gate in found.gates)
+    assert set(found.audit["norms"]) == {"FLOAT"} and found.audit["norms"]["FLOAT"] > 3
+    assert not all(gate.passed for gate in structure(full, 4, "fp16").gates)
+    assert not all(gate.passed for gate in structure(half, 4, "fp32").gates)
+
+
+@pytest.mark.parametrize("runtime", [onnxruntime, openvino])
+def test_it_answers_nearly_as_the_network(shared: Trained, half: Path, runtime: object) -> None:
+    truth = torch_outputs(shared.network, WINDOWS)
+    answer = runtime(half, WINDOWS)  # type: ignore[operator]
+    for name in ("logits", "features"):
+        assert answer[name].dtype == np.float32
+        off = difference(answer[name], truth[name], truth["logits"])
+        assert 0 < off < 1e-2
+
+
+def test_a_norm_in_half_is_found(half: Path, tmp_path: Path) -> None:
+    """What the converter writes by itself: no islands, all at the door in FP16."""
+    from onnxconverter_common import float16
+
+    model = float16.convert_float_to_float16(onnx.load(half.with_name("model.onnx")))
+    onnx.save(model, tmp_path / "without.onnx")
+    failed = [gate.name for gate in structure(tmp_path / "without.onnx", 4, "fp16").gates if not gate.passed]
+    assert failed == ["norms that do not compute in FP32"]
+
+
+def test_weights_that_half_cannot_hold_are_not_cut_to_a_smaller_bound(tmp_path: Path) -> None:
+    """The converter's own default cuts at 10,000."""
+    kernel = np.full((1, 1, 1, 1, 1), 40_000, np.float32)
+    node = helper.make_node("Conv", ["image", "kernel"], ["logits"], kernel_shape=[1, 1, 1])
+    sizes = ["batch", 1, 4, 4, 4]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("image", "logits")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(kernel, "kernel")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "full.onnx")
+    to_half(tmp_path / "full.onnx", tmp_path / "half.onnx")
+    (found,) = onnx.load(tmp_path / "half.onnx").graph.initializer
+    assert float(numpy_helper.to_array(found).max()) == 40_000
+
+
+def test_int8_sits_in_the_convolutions(full: Path, shared: Trained) -> None:
+    path = full.with_name("int8.onnx")
+    chance = np.random.default_rng(0)
+    windows = [WINDOWS[:1] + chance.normal(0, 0.1, WINDOWS[:1].shape).astype(np.float32) for _ in range(4)]
+    to_int8(full, path, windows)
+    found = structure(path, 4, "int8")
+    assert all(gate.passed for gate in found.gates)
+    left = next(gate for gate in found.gates if gate.name == "convolutions that are not INT8")
+    assert left.value <= 1
+    truth = torch_outputs(shared.network, WINDOWS)["logits"]
+    for runtime in (onnxruntime, openvino):
+        answer = runtime(path, WINDOWS)["logits"]
+        assert 0 < difference(answer, truth, truth) < 0.3

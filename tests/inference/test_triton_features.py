@@ -1,0 +1,235 @@
+"""What Hilum relies on of a real Triton: both protocols, batches, versions, loading, statistics, queues, restarts."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import triton_server
+from hilum_testing import SIZE, manifest, phantom, publish_tiny
+
+from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.engines.triton import How, TritonEngine
+from hilum_inference.engines.triton.channel import CallError, Channel
+from hilum_inference.errors import EngineError, ModelError, UnknownModelError
+from hilum_inference.pipeline import Segmenter
+from hilum_inference.remote import RemoteRepository
+from hilum_inference.repository import Model
+from hilum_inference.volume import Volume
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not triton_server.installed(), reason="no test Triton: run make triton-env"),
+]
+
+WINDOWS = np.random.default_rng(0).random((2, 1, *SIZE), np.float32)
+SPECIFIC = "version_policy { specific { versions: [1, 3] } }"
+
+
+class Served:
+    """Two models behind a Triton that loads what it is told: one with three versions, one not loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        models = folder / "models"
+        self.model: Model = publish_tiny(models, manifest())[0]
+        publish_tiny(models, manifest())
+        self.third: Model = publish_tiny(models, manifest())[0]
+        self.other: Model = publish_tiny(models, manifest(name="other"), features=2, with_head=True)[0]
+        triton_server.python_backed(models, folder / "served", extra=SPECIFIC, seconds=0.02)
+        config = folder / "served" / "other" / "configs" / "python-fp32.pbtxt"
+        config.write_text(config.read_text().replace(SPECIFIC, ""))
+        (folder / "served" / "foreign" / "1").mkdir(parents=True)
+        self.server = triton_server.Triton(
+            folder / "served",
+            folder / "scratch",
+            "--model-control-mode=explicit",
+            "--load-model=tiny",
+            "--grpc-restricted-protocol=model-repository:admin-key=secret",
+        )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("triton"))
+    with served.server:
+        yield served
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Any]:
+    from tritonclient.http import InferenceServerClient
+
+    with InferenceServerClient(served.server.http) as client:
+        yield client
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "wire"])
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_grpc_answers_as_the_embedded_engine(served: Served, client: Any, shared: bool, output: Any) -> None:
+    client.load_model("other")
+    here = open_engine(served.other, EngineSettings(threads=1))
+    there = TritonEngine(served.other, served.server.address, How(shared_memory=shared))
+    np.testing.assert_array_equal(there.run(WINDOWS, output), here.run(WINDOWS, output))
+    np.testing.assert_allclose(there.run_weighted(WINDOWS, output), here.run_weighted(WINDOWS, output), atol=1e-5)
+    out = np.empty_like(there.run_weighted(WINDOWS, output))
+    assert there.run_weighted(WINDOWS, output, out) is out
+    assert (there.shares_memory, there.precision) == (shared, "python-fp32")
+    there.close()
+
+
+def test_http_answers_the_very_same(served: Served, client: Any) -> None:
+    from tritonclient.http import InferInput, InferRequestedOutput
+
+    image = InferInput("image", list(WINDOWS.shape), "FP32")
+    image.set_data_from_numpy(WINDOWS)
+    reply = client.infer("tiny", [image], model_version="3", outputs=[InferRequestedOutput("logits")])
+    engine = TritonEngine(served.third, served.server.address)
+    np.testing.assert_array_equal(reply.as_numpy("logits"), engine.run(WINDOWS))
+    engine.close()
+
+
+def test_a_window_that_does_not_fit_is_refused_here_and_there(served: Served) -> None:
+    engine = TritonEngine(served.third, served.server.address)
+    with pytest.raises(ValueError, match=r"takes \(N, 1, 16, 16, 16\), got"):
+        engine.run(WINDOWS[..., :8])
+    with pytest.raises(ValueError, match="gives no features"):
+        engine.run(WINDOWS, "features")
+    start = time.monotonic()
+    with pytest.raises(EngineError, match="refused the window") as caught:
+        engine.run(np.repeat(WINDOWS, 3, axis=0))  # 6, where 4 are the most
+    assert (caught.value.code, time.monotonic() - start < 5) == ("triton_failed", True)
+    assert np.isfinite(engine.run(WINDOWS)).all()
+    engine.close()
+
+
+def test_windows_of_several_callers_are_put_together(served: Served) -> None:
+    engine = TritonEngine(served.third, served.server.address)
+    expected = engine.run(WINDOWS[:1])
+    inferences, executions = served.server.counts("tiny")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: engine.run(WINDOWS[:1]), range(24)))
+    more, calls = served.server.counts("tiny")
+    assert more - inferences == 24
+    assert calls - executions < 24
+    for answer in answers:
+        np.testing.assert_array_equal(answer, expected)
+    engine.close()
+
+
+def test_only_versions_of_the_policy_are_served(served: Served) -> None:
+    for model in (served.model, served.third):
+        engine = TritonEngine(model, served.server.address)
+        assert np.isfinite(engine.run(WINDOWS)).all()
+        engine.close()
+    repository = RemoteRepository(served.server.address)
+    assert [(m.name, m.version) for m in repository.models() if m.name == "tiny"] == [("tiny", 3)]
+    assert repository.model("tiny", 1).version == 1
+    with pytest.raises(UnknownModelError, match="has not loaded version 2 of tiny; loaded: 1, 3"):
+        repository.model("tiny", 2)
+    repository.close()
+
+
+def test_a_remote_repository_tells_what_a_local_one_does(served: Served, client: Any) -> None:
+    client.load_model("other")
+    repository = RemoteRepository(served.server.address)
+    assert {m.name: m.digest for m in repository.models()} == {
+        "other": served.other.digest,
+        "tiny": served.third.digest,
+    }
+    assert repository.model("other").manifest == served.other.manifest
+    with pytest.raises(UnknownModelError, match="Name a model, there are several: other, tiny"):
+        repository.model()
+    with pytest.raises(UnknownModelError, match="Triton has no model 'nobody'; it has"):
+        repository.model("nobody")
+    client.unload_model("other")
+    assert repository.model().name == "tiny"
+    assert "Triton has not loaded other" in repository.broken["other"]
+    with pytest.raises(ModelError, match="has not loaded other"):
+        repository.model("other")
+    repository.close()
+
+
+def test_a_remote_repository_remembers_while_the_server_is_away(served: Served) -> None:
+    repository = RemoteRepository(served.server.address)
+    before = repository.models()
+    served.server.kill()
+    try:
+        assert repository.models() == before
+        assert repository.model("tiny", 3) == before[0]
+        fresh = RemoteRepository(served.server.address)
+        with pytest.raises(EngineError, match="does not answer"):
+            fresh.models()
+        fresh.close()
+    finally:
+        served.server.start()
+    assert repository.model("tiny", 3) == before[0]
+    repository.close()
+
+
+def test_a_model_can_be_unloaded_and_loaded_below_an_engine(served: Served, client: Any) -> None:
+    client.load_model("other")
+    engine = TritonEngine(served.other, served.server.address, How(patience=20.0))
+    expected = engine.run(WINDOWS)
+    client.unload_model("other")
+    threading.Timer(1.0, client.load_model, ["other"]).start()
+    np.testing.assert_array_equal(engine.run(WINDOWS), expected)
+    client.unload_model("other")
+    engine._how = How(patience=0.1)
+    with pytest.raises(EngineError) as caught:
+        engine.run(WINDOWS)
+    assert caught.value.code == "triton_unavailable"
+    engine.close()
+
+
+def test_a_request_that_waits_too_long_in_the_queue_is_given_up_there(served: Served) -> None:
+    """Eight callers, 20 ms each, and a queue that lets nobody wait for more than 30 ms: some are turned away."""
+    engine = TritonEngine(served.third, served.server.address, How(timeout=0.03 / 5, patience=0.0))
+    engine._wait = lambda call, order: _patient(call)  # type: ignore[method-assign]
+
+    def ask(_: int) -> str:
+        try:
+            engine.run(WINDOWS)
+        except EngineError as error:
+            return error.code
+        return "answered"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(16)))
+    assert set(found) == {"answered", "triton_unavailable"}
+    engine.close()
+
+
+def _patient(call: Any) -> Any:
+    import grpc
+
+    from hilum_inference.engines.triton.channel import failure_of
+
+    try:
+        return call.result(timeout=30)
+    except grpc.RpcError as error:
+        raise failure_of(error) from error
+
+
+def test_statistics_count_what_was_asked(served: Served) -> None:
+    engine = TritonEngine(served.third, served.server.address)
+    before = served.server.statistics("tiny").success.count
+    engine.run(WINDOWS)
+    assert served.server.statistics("tiny").success.count == before + 1
+    engine.close()
+
+
+def test_who_has_no_key_may_not_change_the_repository(served: Served) -> None:
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    with InferenceServerClient(served.server.address) as client:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.unload_model("tiny")
+        client.get_model_repository_index(headers={"triton-grpc-protocol-admin-key": "secret"})
