@@ -46,7 +46,7 @@ triton-env: .venv-triton/.done  ## a real Triton for the tests, in an environmen
 lint: $(VENV)/.dev  ## style, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy client inference search export server benchmark tests
+	$(BIN)/mypy client inference search export server benchmark tests deploy/image
 	$(BIN)/lint-imports
 
 test: lint  ## the suite, against the installed wheel

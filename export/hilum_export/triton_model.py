@@ -11,7 +11,8 @@ and with several threads it moves the last bits of the answer, so that a mask wo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,59 +25,66 @@ except ModuleNotFoundError:  # only a Triton has it
     pb = None
 
 Windows = NDArray[np.float32]  # (N, C, D, H, W)
-Run = Callable[[Windows, Sequence[str]], list[Windows]]
+Run = Callable[[Windows, str], Windows]
 
 NETWORK = "model.onnx"
 RUNTIME = "openvino"
 
 
-def openvino(path: Path, image: str, threads: int | None) -> Run:
-    """The network by OpenVINO in f32, compiled for one window; once more for each set of outputs that is asked for."""
+@dataclass(frozen=True)
+class Network:
+    """What is to be run.
+
+    Attributes:
+        path: the ONNX file.
+        image: name of its input.
+        size: (C, D, H, W) of one window.
+        outputs: their names.
+        threads: None: all cores.
+    """
+
+    path: Path
+    image: str
+    size: tuple[int, ...]
+    outputs: tuple[str, ...]
+    threads: int | None
+
+
+def openvino(network: Network) -> Run:
+    """By OpenVINO in f32, compiled for one window and one output at a time, as Hilum's embedded engine does it."""
     import openvino as library
 
     core = library.Core()
-    network = core.read_model(path)
+    whole = core.read_model(network.path)
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    compiled: dict[tuple[str, ...], Any] = {}
+    if network.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = network.threads
+    requests = {}
+    for name in network.outputs:
+        port = next(port for port in whole.outputs if name in port.get_names())
+        part = library.Model([port.node.input_value(0)], whole.get_parameters(), name)
+        part.reshape({network.image: [1, *network.size]})
+        requests[name] = core.compile_model(part, "CPU", settings).create_infer_request()
 
-    def compile_for(names: tuple[str, ...], size: tuple[int, ...]) -> Any:
-        kept = [next(port for port in network.outputs if name in port.get_names()) for name in names]
-        part = library.Model([port.node.input_value(0) for port in kept], network.get_parameters(), "part")
-        part.reshape({image: [1, *size]})
-        return core.compile_model(part, "CPU", settings).create_infer_request()
-
-    def run(windows: Windows, names: Sequence[str]) -> list[Windows]:
-        key = (*names, *map(str, windows.shape[1:]))
-        if key not in compiled:
-            compiled[key] = compile_for(tuple(names), windows.shape[1:])
-        answers: list[list[Windows]] = []
-        for window in windows:
-            compiled[key].infer([np.ascontiguousarray(window[None])], share_inputs=True)
-            answers.append([np.array(compiled[key].get_output_tensor(n).data) for n in range(len(names))])
-        return [np.concatenate(each) for each in zip(*answers)]  # noqa: B905 - equal by construction
+    def run(window: Windows, name: str) -> Windows:
+        requests[name].infer([window], share_inputs=True)
+        return np.array(requests[name].get_output_tensor(0).data)
 
     return run
 
 
-def onnxruntime(path: Path, image: str, threads: int | None) -> Run:
-    """The network by ONNX Runtime."""
+def onnxruntime(network: Network) -> Run:
+    """By ONNX Runtime."""
     import onnxruntime as library
 
     options = library.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def run(windows: Windows, names: Sequence[str]) -> list[Windows]:
-        answers = [session.run(list(names), {image: window[None]}) for window in windows]
-        return [np.concatenate(each) for each in zip(*answers)]  # noqa: B905 - equal by construction
-
-    return run
+    if network.threads is not None:
+        options.intra_op_num_threads = network.threads
+    session = library.InferenceSession(str(network.path), options, providers=["CPUExecutionProvider"])
+    return lambda window, name: np.asarray(session.run([name], {network.image: window})[0])
 
 
-RUNTIMES: dict[str, Callable[[Path, str, int | None], Run]] = {"openvino": openvino, "onnxruntime": onnxruntime}
+RUNTIMES: dict[str, Callable[[Network], Run]] = {"openvino": openvino, "onnxruntime": onnxruntime}
 
 
 class TritonPythonModel:
@@ -98,34 +106,30 @@ class TritonPythonModel:
         if not path.is_file():
             raise pb.TritonModelException(f"{path.name} is not in the folder of version {args['model_version']}.")
         threads = parameters.get("hilum_threads")
-        self._image = str(config["input"][0]["name"])
-        self._outputs = [str(each["name"]) for each in config["output"]]
-        self._run = RUNTIMES[runtime](path, self._image, None if threads is None else int(threads))
-        self._warm_up([int(d) for d in config["input"][0]["dims"]])
+        (image,) = config["input"]
+        outputs = tuple(str(each["name"]) for each in config["output"])
+        size = tuple(int(d) for d in image["dims"])
+        self._network = Network(path, str(image["name"]), size, outputs, None if threads is None else int(threads))
+        self._run = RUNTIMES[runtime](self._network)
 
     def execute(self, requests: Iterable[Any]) -> list[Any]:
         """One answer for each request, in order; a request that nobody waits for any more is not run."""
         return [self._cancelled() if request.is_cancelled() else self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        wanted = set(request.requested_output_names() or self._outputs)
-        names = [name for name in self._outputs if name in wanted]
-        windows = pb.get_input_tensor_by_name(request, self._image).as_numpy()
+        wanted = set(request.requested_output_names() or self._network.outputs)
+        windows = pb.get_input_tensor_by_name(request, self._network.image).as_numpy()
         try:
-            answers = self._run(windows, names)
+            answers = {name: self._each(windows, name) for name in self._network.outputs if name in wanted}
         except Exception as error:  # noqa: BLE001 - of whatever library runs it: one request fails, not its companions
             return pb.InferenceResponse(error=pb.TritonError(f"The network failed: {error}"))
-        tensors = [pb.Tensor(name, answer) for name, answer in zip(names, answers)]  # noqa: B905
-        return pb.InferenceResponse(tensors)
+        return pb.InferenceResponse([pb.Tensor(name, answer) for name, answer in answers.items()])
+
+    def _each(self, windows: Windows, name: str) -> Windows:
+        return np.concatenate([self._run(windows[n : n + 1], name) for n in range(len(windows))])
 
     def _cancelled(self) -> Any:
         return pb.InferenceResponse(error=pb.TritonError("The request was cancelled.", pb.TritonError.CANCELLED))
-
-    def _warm_up(self, dims: Sequence[int]) -> None:
-        """Compile what is asked for most, so that the first request does not wait for it."""
-        if all(d > 0 for d in dims):
-            for name in self._outputs:
-                self._run(np.zeros((1, *dims), np.float32), [name])
 
 
 def _tensors_arrive() -> None:

@@ -36,16 +36,19 @@ class Gateway:
         """The models as the worker sees them now, or as last seen while it starts again.
 
         Raises:
-            ProblemError: 503 where it has not answered yet.
+            ProblemError: 503 where it has not answered yet, or what it failed with.
         """
+        problem = not_ready()
         try:
             answer = await self.link.ask(do="models")
-            if "error" not in answer:
+            if error := answer.get("error"):
+                problem = ProblemError(error["status"], error["code"], error["detail"])
+            else:
                 self._catalogue = answer
         except WorkerGoneError:
             pass
         if self._catalogue is None:
-            raise not_ready()
+            raise problem
         return self._catalogue
 
     async def model(self, name: str | None, version: str | None) -> dict[str, Any]:

@@ -54,11 +54,16 @@ class ProblemError(Exception):
 BACK_END_TEXTS = {
     "engine_failed": "The inference back-end failed on this job; nothing was saved. Try again, then tell the operator.",
     "out_of_memory": "The inference back-end ran out of memory; nothing was saved. Try later or a smaller volume.",
+    "triton_unavailable": "The inference server does not answer; nothing was saved. Try again later.",
+    "triton_not_ready": "The inference server has not loaded this model; nothing was saved. Try again later.",
     "poison": "The job was given up: the inference worker ended in every attempt. Retry it once the cause is known.",
     "decoder_failed": "The decoding server ended; nothing was kept. Send the volume again.",
     "internal": "The gateway failed on this request; the fault is ours and was logged.",
 }
 """What callers read where the true text belongs to a back-end: that goes to the log only."""
+
+_AWAY = ("decoder_failed", "triton_unavailable", "triton_not_ready")
+"""What is not there now and may be a moment later."""
 
 _STATUS_OF_ERROR: tuple[tuple[type[errors.HilumError], int], ...] = (
     (errors.LimitError, 413),
@@ -73,7 +78,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[errors.HilumError], int], ...] = (
 
 def status_of(error: errors.HilumError) -> int:
     """HTTP status for an error of the heart."""
-    if error.code == "decoder_failed":
+    if error.code in _AWAY:
         return 503
     return next((status for kind, status in _STATUS_OF_ERROR if isinstance(error, kind)), 500)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from hilum_export import checks
 from hilum_export import export as module
 from hilum_export.checks import Checked, Subject
 from hilum_export.errors import ExportError, GateError
@@ -84,7 +85,7 @@ def test_a_second_export_is_the_next_version(run: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_published_when_a_gate_fails(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.check
+    real = checks.check
 
     def fail(subject: Subject, precision: Precision, path: Path, full: Path) -> Checked:
         return real(subject, precision, path, full).with_gates([Gate("made to fail", 2, 1, "of 1")])
@@ -99,7 +100,7 @@ def test_half_precision_that_fails_is_withheld_and_the_report_says_why(trained: 
     """A norm takes a factor out again: FP32 does not notice, FP16 overflows."""
     stem = trained.network.body.get_submodule("stem")
     with torch.no_grad():
-        stem[0].weight.mul_(4e5)  # type: ignore[index, operator]
+        stem[0].weight.mul_(4e5)  # type: ignore[index]
     write_trained(tmp_path / "run", trained)
     done = export(tmp_path / "run", tmp_path / "models", wishes=Wishes(("fp16",), dice_gate=False))
     assert [file.precision for file in done.files] == ["fp32"]

@@ -15,16 +15,21 @@ from hilum_cases import line, opened, phantom, untrained
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
+from hilum_export import checks
 from hilum_export import export as module
 from hilum_export.cli import export_app, verify_app
 from hilum_export.errors import GateError
 from hilum_export.export import Wishes, export
 from hilum_export.held_out import _Tally, dice_gates, kept_cases, real_windows
-from hilum_inference.repository import Repository
-from hilum_search.cases import Dataset
+from hilum_inference.preprocess import Source, model_grid
+from hilum_inference.repository import Model, Repository
+from hilum_search import to_onnx
+from hilum_search.cases import Dataset, Part
 from hilum_search.errors import DataError
-from hilum_search.recipe import Recipe, parse_recipe
+from hilum_search.evaluate import Opened, look
+from hilum_search.recipe import Recipe, parse_recipe, recipe_of
 from hilum_search.sources import find_dataset
+from hilum_search.trained import read_trained, write_trained
 
 RECIPE = """
 name = "shapes"
@@ -152,14 +157,40 @@ def test_a_label_that_nobody_holds_is_no_loss_and_one_made_up_is(recipe: Recipe)
     assert (ball.value, rod.value) == (0, 1)  # over the cases that hold it
 
 
+def taught(run: Path, data: Dataset) -> Path:
+    """The run after some steps on the first case: classes of chance would change with any rounding."""
+    trained = read_trained(run)
+    own = Opened("own", Model(trained.manifest, 0, run, None, ""), None, recipe_of(trained.training).labels)  # type: ignore[arg-type]
+    scene = look(own, Part(data.cases[0]))
+    source = Source(scene.image, model_grid(scene.image, trained.manifest), trained.manifest)
+    places = list(source.layout)
+    windows = torch.from_numpy(np.stack([source.window(place) for place in places]))
+    truth = np.pad(np.flip(scene.truth.astype(np.int64), 0), [(0, 16)] * 3)  # stored LAS, seen RAS
+    cut = [truth[tuple(slice(start, start + 16) for start in place)] for place in places]
+    classes = torch.from_numpy(np.stack(cut))
+    network = trained.network.train()
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(network(windows), classes).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    write_trained(run, trained)
+    return run
+
+
 def test_the_whole_way_with_all_precisions(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
-    run = run_on(tmp_path / "run", recipe, data, "tte")
+    run = taught(run_on(tmp_path / "run", recipe, data, "tte"), data)
     words = [str(run), "-r", str(tmp_path / "models"), "--data", str(tmp_path / "data"), "--int8"]
     said = CliRunner().invoke(export_app, words, catch_exceptions=False)
     assert said.exit_code == 0
     folder = tmp_path / "models" / "shapes" / "1"
     told = json.loads((folder / "gates.json").read_text())
     assert told["cases"] == {"part": "test", "names": ["c"]}
+    losses = {
+        name: {gate["name"]: gate["value"] for gate in network["gates"] if gate["name"].startswith("Dice")}
+        for name, network in told["networks"].items()
+    }
+    assert losses["fp32"] == {"Dice lost: ball": 0, "Dice lost: rod": 0}
     gates = {name: {gate["name"] for gate in network["gates"]} for name, network in told["networks"].items()}
     assert all("Dice lost: ball" in names for names in gates.values()) and len(gates) == 3
     model = Repository([tmp_path / "models"]).model()
@@ -175,13 +206,13 @@ def test_cases_that_a_file_segments_otherwise_stop_it(
 ) -> None:
     """A file of other weights that passes the comparison of windows, since that is broken here."""
     run = run_on(tmp_path / "run", recipe, data, "tte")
-    real, written = module.check, module.to_onnx
+    real, written = checks.check, to_onnx.to_onnx
 
     def spoilt(network: object, channels: int, window: tuple[int, int, int], path: Path) -> None:
         written(network, channels, window, path)  # type: ignore[arg-type]
         model = onnx.load(path)
         bias = next(each for each in model.graph.initializer if each.name == "network.head.bias")
-        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32([0, 9, 0]), bias.name))
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([0, 9, 0], np.float32), bias.name))
         onnx.save(model, path)
 
     def blind(*arguments: object) -> object:

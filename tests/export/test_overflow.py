@@ -26,7 +26,7 @@ def scaled(network: Network, factor: float) -> Network:
     """The same function: a norm follows the convolution and takes the factor out again."""
     changed = copy.deepcopy(network)
     with torch.no_grad():
-        changed.body.get_submodule("stem")[0].weight.mul_(factor)  # type: ignore[operator, index]
+        changed.body.get_submodule("stem")[0].weight.mul_(factor)  # type: ignore[index]
     return changed
 
 

@@ -29,10 +29,10 @@ def test_a_volume_through_triton_gets_the_embedded_engines_labels(tmp_path: Path
     volume = Volume.from_array(phantom((40, 33, 25)))
     here = Segmenter(model, open_engine(model, EngineSettings(threads=1))).segment(volume)
     with triton_server.triton(tmp_path / "served", tmp_path) as address:
-        engine = open_engine(model, EngineSettings(triton=address))
+        engine = open_engine(model, EngineSettings(triton=address, patience=0.5))
         there = Segmenter(model, engine).segment(volume)
         assert (there.labels != here.labels).sum() <= 1
-        assert there.model["precision"] == "server"
+        assert there.model["precision"] == "python-fp32"
     with pytest.raises(EngineError, match="does not answer") as caught:
         engine.run(np.zeros((1, 1, 16, 16, 16), np.float32))
     assert caught.value.code == "triton_unavailable"

@@ -50,7 +50,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Makes gateways that end with the test."""
     running: list[Server] = []
 
-    def make(repository: Path, arguments: tuple[str, ...] = (), **environment: str) -> Server:
+    def make(repository: Path | None, arguments: tuple[str, ...] = (), **environment: str) -> Server:
         running.append(Server(tmp_path / "gateway" / "data", repository, environment, arguments))
         return running[-1]
 

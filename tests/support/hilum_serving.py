@@ -90,7 +90,7 @@ class Server:
     """A gateway in a process of its own, and one client for it."""
 
     data: Path
-    repository: Path
+    repository: Path | None
     environment: dict[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     process: subprocess.Popen[str] | None = None
@@ -102,7 +102,8 @@ class Server:
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
         command = [sys.executable, "-m", "hilum_server", "--port", "0", "--data", str(self.data)]
-        command += ["--repository", str(self.repository), *self.arguments]
+        command += [] if self.repository is None else ["--repository", str(self.repository)]
+        command += self.arguments
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HILUM_THREADS": "1", **self.environment}
         self.data.parent.mkdir(parents=True, exist_ok=True)
         with (self.data.parent / "log").open("a") as log:

@@ -18,10 +18,11 @@ Spoil = Callable[[Any], None]
 
 
 class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Listens on a port of its own; ``spoil`` may change each answer to ``ModelInfer`` before it is passed on."""
+    """Listens on a port of its own; ``twist`` may change each ``ModelInfer`` and ``spoil`` its answer on the way."""
 
-    def __init__(self, address: str, spoil: Spoil | None = None) -> None:
-        self.spoil = spoil
+    def __init__(self, address: str) -> None:
+        self.twist: Spoil | None = None
+        self.spoil: Spoil | None = None
         self.infers = 0
         self._target = grpc.insecure_channel(address, options=OPTIONS)
         self._pool = ThreadPoolExecutor(8)
@@ -35,6 +36,10 @@ class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]
         )
 
     def _pass(self, method: str, request: bytes, context: Any) -> bytes:
+        if method == INFER and self.twist is not None:
+            order = service_pb2.ModelInferRequest.FromString(request)
+            self.twist(order)
+            request = order.SerializeToString()
         try:
             answer = self._target.unary_unary(method)(request)
         except grpc.RpcError as error:

@@ -23,7 +23,9 @@ ENVIRONMENT = Environment(Path(__file__).resolve().parents[2] / ".venv-triton")
 MODEL_PY = Path(hilum_export.triton_model.__file__)
 QUEUE = """dynamic_batching {
   max_queue_delay_microseconds: 2000 priority_levels: 2 default_priority_level: 2
-  default_queue_policy { timeout_action: REJECT allow_timeout_override: true }
+  default_queue_policy {
+    timeout_action: REJECT default_timeout_microseconds: 120000000 allow_timeout_override: true
+  }
 }
 """
 
@@ -100,21 +102,17 @@ class Triton:
         self.process.kill()
         self.process.wait()
 
-    def statistics(self, name: str) -> Any:
-        """``InferStatistics`` of a model."""
-        return self._statistics(name).inference_stats
-
     def counts(self, name: str) -> tuple[int, int]:
-        """Windows that a model was given, and calls in which it was."""
+        """Windows that a model was given, and calls in which it was, of all its versions."""
         found = self._statistics(name)
-        return int(found.inference_count), int(found.execution_count)
+        return sum(int(each.inference_count) for each in found), sum(int(each.execution_count) for each in found)
 
     def _statistics(self, name: str) -> Any:
         from tritonclient.grpc import InferenceServerClient
 
         client = InferenceServerClient(self.address)
         try:
-            return client.get_inference_statistics(name).model_stats[0]
+            return client.get_inference_statistics(name).model_stats
         finally:
             client.close()
 
@@ -139,6 +137,8 @@ class Triton:
 @contextmanager
 def triton(repository: Path, scratch: Path, *extra: str) -> Iterator[str]:
     """Serve ``repository`` (python-backed); yields ``host:port`` of the gRPC endpoint."""
-    launch = Launch(ENVIRONMENT, repository, scratch, extra=extra)
+    named = [word.partition("=")[2] for word in extra if word.startswith("--model-config-name=")]
+    others = tuple(word for word in extra if not word.startswith("--model-config-name="))
+    launch = Launch(ENVIRONMENT, repository, scratch, (*named, VARIANT)[0], extra=others)
     with running(launch):
         yield launch.address

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hilum_benchmark.row import Row
-from hilum_benchmark.rows import blending, gateway, io, startup, training, upload, whole, window
+from hilum_benchmark.rows import blending, gateway, io, startup, training, triton, upload, whole, window
 
 VOLUME_ROWS: dict[str, Row] = {
     row.name: row
@@ -18,6 +18,7 @@ VOLUME_ROWS: dict[str, Row] = {
         upload.ROW,
         gateway.ROW,
         gateway.INSTALL,
+        triton.ROW,
     )
 }
 TRAINING_ROWS: dict[str, Row] = {row.name: row for row in (training.STEP, training.EPOCH)}

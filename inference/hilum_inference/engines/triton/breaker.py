@@ -21,25 +21,28 @@ class Breaker:
         rest: seconds.
     """
 
-    def __init__(self, failures: int = 3, rest: float = 5.0) -> None:
+    def __init__(self, failures: int = 3, rest: float = 0.5) -> None:
         self._failures = failures
         self._rest = rest
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._count = 0
         self._until = 0.0
 
     def closed(self, ready: Callable[[], bool]) -> bool:
-        """Whether to try; ``ready`` is asked once after each rest."""
-        with self._lock:
+        """Whether to try; ``ready`` is asked once after each rest, and all wait for that answer."""
+        if self._count < self._failures:
+            return True
+        with self._asking:
             if self._count < self._failures:
                 return True
             if time.monotonic() < self._until:
                 return False
-            self._until = time.monotonic() + self._rest  # the others wait for this one's answer
-        if ready():
-            self.succeeded()
-            return True
-        return False
+            if ready():
+                self.succeeded()
+                return True
+            self._until = time.monotonic() + self._rest
+            return False
 
     def succeeded(self) -> None:
         """A window was answered."""

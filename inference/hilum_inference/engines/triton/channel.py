@@ -83,10 +83,11 @@ class Channel:
         except CallError:
             return False
 
-    def ready(self, name: str, version: int) -> bool:
-        """Whether a version of a model can run now."""
+    def ready(self, name: str, version: int, seconds: float = 0.0) -> bool:
+        """Whether a version of a model can run now; or within some seconds, for a server that has just come back."""
+        fields = {"name": name, "version": str(version)}
         try:
-            return bool(self._call("ModelReady", READY_SECONDS, name=name, version=str(version)).ready)
+            return bool(self._call("ModelReady", seconds or READY_SECONDS, seconds > 0, **fields).ready)
         except CallError:
             return False
 
@@ -127,11 +128,13 @@ class Channel:
         """Close the connection."""
         self._channel.close()
 
-    def _call(self, method: str, timeout: float = CALL_SECONDS, **fields: Any) -> Any:
+    def _call(self, method: str, timeout: float = CALL_SECONDS, wait: bool = False, **fields: Any) -> Any:
+        """One call; ``wait`` for the connection, where it would else fail at once."""
         import grpc
 
+        request = getattr(self._messages, f"{method}Request")(**fields)
         try:
-            return getattr(self._stub, method)(getattr(self._messages, f"{method}Request")(**fields), timeout=timeout)
+            return getattr(self._stub, method)(request, timeout=timeout, wait_for_ready=wait)
         except grpc.RpcError as error:
             raise failure_of(error) from error
         except ValueError as error:  # the channel was closed

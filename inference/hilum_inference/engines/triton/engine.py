@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 INTERACTIVE, BATCH = 1, 2
 """Priorities in Triton's queue; a model without levels ignores them."""
 CHANGED = "model_changed"
+BACK_SECONDS = 1.0
 TICK = 0.05
 """Seconds between two looks at whether a window is still wanted."""
 
@@ -143,6 +144,10 @@ class TritonEngine:
         """Whether the server serves the model now."""
         return self._channel.ready(self._model.manifest.name, self._model.version)
 
+    def _back(self) -> bool:
+        """Whether a server that was away serves the model again; the connection to it may still be on its way."""
+        return self._channel.ready(self._model.manifest.name, self._model.version, BACK_SECONDS)
+
     @property
     def shares_memory(self) -> bool:
         """Whether windows travel through shared memory."""
@@ -168,7 +173,7 @@ class TritonEngine:
         patience = Patience(self._how.patience)
         while True:
             order.check()
-            if not self._breaker.closed(self.ready):
+            if not self._breaker.closed(self._back):
                 raise CallError("gone", "asked too often in vain").public()
             try:
                 answered = self._attempt(order, batch, expected)
