@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from hilum_gpu import HAS_GPU, halved
+from hilum_gpu import HAS_GPU
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hilum_export.checks import Checked
 from hilum_export.errors import EngineBuildError, GateError
+from hilum_export.precision import to_half
 from hilum_export.repository import Profile
 from hilum_export.rtx import rtx, rtx_gate
 from hilum_export.tensorrt_api import load, plain
@@ -62,7 +62,7 @@ def test_networks_of_our_spaces_build(family: str, tmp_path: Path, capfd: pytest
     torch.manual_seed(0)
     path, half = tmp_path / "model.onnx", tmp_path / "half.onnx"
     to_onnx(network_of(architecture, 2, 3).eval(), 2, window, path)
-    onnx.save(halved(onnx.load(path)), half)
+    to_half(path, half)
     capfd.readouterr()
     for file in (path, half):
         gate = rtx_gate(file, 2, window, 4)

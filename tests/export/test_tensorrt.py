@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from google.protobuf import text_format
-from hilum_gpu import HAS_GPU, MadeUpTensorRT, driver, halved
+from hilum_gpu import HAS_GPU, MadeUpTensorRT, driver
 from hilum_testing import Tiny, manifest, onnx_bytes
 from tritonclient.grpc import model_config_pb2 as triton
 from typer.testing import CliRunner
@@ -28,6 +28,7 @@ from hilum_export.engine_manifest import check_engine, digest, read_manifest
 from hilum_export.errors import EngineBuildError, ExportError, NoGpuError
 from hilum_export.gpu import Cuda
 from hilum_export.noise import noise
+from hilum_export.precision import Precision, to_half
 from hilum_export.repository import Profile, config, configs
 from hilum_export.tensorrt import Host, build_engine, find_model, host, plan_file
 from hilum_export.tensorrt_api import TensorRT, member
@@ -55,10 +56,10 @@ def published(folder: Path, half: bool = True, other: bytes | None = None) -> Pa
     described = manifest(head=head.model_dump(), tensors={"features": "features"})
     fields = {"weights": digest_of(single), "preprocessing": described.preprocessing_digest()}
     described = described.model_copy(update={"digests": Digests(**fields)})
-    networks = {"fp32": digest_of(single)} | ({"fp16": digest_of(other)} if half else {})
+    networks: dict[Precision, str] = {"fp32": digest_of(single)}
     files: dict[str, bytes | Path] = {"model.onnx": single, "model.py": b""}
     if half:
-        files["model_fp16.onnx"] = other
+        files["model_fp16.onnx"], networks["fp16"] = other, digest_of(other)
     publish(folder, described.name, config(described, 4), files, configs(described, 4, networks))
     return folder / described.name
 
@@ -344,8 +345,10 @@ def test_an_option_that_this_tensorrt_lacks(model: Path, gpu: Cuda) -> None:
 @pytest.mark.skipif(not HAS_GPU, reason="no GPU: no real plan is built, loaded or run here")
 def test_on_a_gpu_a_real_plan_is_built_loaded_and_agrees(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt", reason="no TensorRT: no real plan is built, loaded or run here")
-    half = halved(onnx.load_from_string(onnx_bytes(Tiny(), (16, 16, 16))))
-    model = published(tmp_path, other=half.SerializeToString())
+    single, half = tmp_path / "single.onnx", tmp_path / "half.onnx"
+    single.write_bytes(onnx_bytes(Tiny(), (16, 16, 16)))
+    to_half(single, half)
+    model = published(tmp_path / "models", other=half.read_bytes())
     build_engine(host(), find_model(model, None))
     gates = engine_gates(model, None, noise(1, (16, 16, 16), 4))
     assert all(gate.passed for gate in gates), [str(gate) for gate in gates]

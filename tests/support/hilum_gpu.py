@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper
 
 from hilum_export.errors import NoGpuError
 from hilum_export.gpu import Cuda
@@ -32,21 +30,6 @@ def has_gpu() -> bool:
 
 
 HAS_GPU = has_gpu()
-
-
-def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """In half precision inside, in single at both ends."""
-    float16 = pytest.importorskip("onnxconverter_common").float16
-    graph = model.graph
-    for name in {name for each in graph.node for name in each.input} & {output.name for output in graph.output}:
-        for each in graph.node:  # the head reads the features before they are cast to be given out
-            for names in (each.input, each.output):
-                names[:] = [f"{name}_inside" if other == name else other for other in names]
-        graph.node.append(helper.make_node("Identity", [f"{name}_inside"], [name]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fresh weights have values that a half rounds to nothing
-        half: onnx.ModelProto = float16.convert_float_to_float16(model, keep_io_types=True)
-    return half
 
 
 DRIVER = r"""
