@@ -15,15 +15,19 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from hilum_inference.errors import ModelError
+from hilum_inference.files import write_atomically
 
 SIGNATURE: Final = "model.sig"
-LATER: Final = re.compile(r"\.?model(_\d+\.\d+)?\.(plan|plan\.json|timing)(\.[0-9a-f]{8}\.part)?")
+LATER: Final = re.compile(
+    r"model(_\d+\.\d+)?\.(plan|plan\.json|timing)|\.model(_\d+\.\d+)?\.(plan|plan\.json|timing|sig)\.[0-9a-f]{8}\.part"
+)
 """Names of files that may be added to a signed version; a part is one that is being written."""
 LARGEST_SIGNATURE: Final = 16 * 2**20
 CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
@@ -48,13 +52,11 @@ def sign(folder: Path, private_key: Path) -> Path:
         if not stat.S_ISREG(kind.st_mode):
             raise ModelError(f"{name} is no plain file; it cannot be signed.", code="not_signed")
     path = folder / SIGNATURE
-    part = folder.parent / f".{folder.name}.{SIGNATURE}.part"  # outside, or it would be signed itself
     config = _library("signing").Config().use_elliptic_key_signer(private_key=private_key)
-    try:
+    with tempfile.TemporaryDirectory() as elsewhere:  # in the folder it would be signed itself
+        part = Path(elsewhere) / SIGNATURE
         config.set_hashing_config(_hashing({SIGNATURE})).sign(folder, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        write_atomically(path, part.read_bytes())
     return path
 
 

@@ -75,6 +75,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "added network": (lambda f: (f / "model_int8.onnx").write_bytes(b""), r"model_int8\.onnx was added"),
     "added variant": (lambda f: (f / "configs" / "x.pbtxt").write_text(""), r"configs/x\.pbtxt was added"),
     "plan elsewhere": (lambda f: (f / "configs" / "model.plan").write_text(""), r"configs/model\.plan was added"),
+    "hidden plan": (lambda f: (f / ".model.plan").write_text(""), r"\.model\.plan was added"),
     "nearly a plan": (lambda f: (f / "model.plan.so").write_text(""), r"model\.plan\.so was added"),
     "link": (lambda f: (f / "model_8.6.plan").symlink_to("/etc/hostname"), r"model_8\.6\.plan is no plain file"),
     "link to a folder": (lambda f: (f / "more").symlink_to("/tmp"), "more is no plain file"),
@@ -137,6 +138,7 @@ def test_what_is_built_later_may_lie_there(version: Path, keys: Keys) -> None:
         "model_8.6.plan.json",
         "model_12.0.timing",
         ".model_8.6.plan.0a1b2c3d.part",
+        ".model.sig.0a1b2c3d.part",
     ):
         (version / name).write_bytes(b"built here")
     check(version, keys[1])
