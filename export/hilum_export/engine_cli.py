@@ -63,6 +63,7 @@ def build_engine(
     from hilum_export.tensorrt import build_engine as build
     from hilum_export.tensorrt import find_model, host
     from hilum_export.tensorrt_build import Options
+    from hilum_inference.signed import SIGNATURE
 
     found = find_model(model, version)
     scratch = None if workspace is None else int(workspace * GIB)
@@ -75,3 +76,5 @@ def build_engine(
     typer.echo(
         f"for {made.gpu.name} ({made.gpu.capability}), TensorRT {made.tensorrt}: hilum verify --engine checks it"
     )
+    if done.plan.with_name(SIGNATURE).exists():
+        typer.echo("The version was signed before: hilum sign covers the plan, too.")

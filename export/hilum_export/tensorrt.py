@@ -22,11 +22,11 @@ from hilum_inference.files import write_atomically
 from hilum_inference.layout import CONFIG, CONFIGS, SUFFIX, config_file
 from hilum_inference.publication import locked
 from hilum_inference.repository import Model, Repository
+from hilum_inference.signed import SIGNATURE
 
 VARIANT: Final = "tensorrt-fp16"
 OLDEST: Final = (10, 12)
 """TensorRT that builds strongly typed networks as 11 does."""
-SIGNATURE: Final = "model.sig"
 NO_TENSORRT: Final = (
     "TensorRT's Python package is not installed here. On the machine that will serve the model, install the version "
     "that its Triton contains (pip install tensorrt), then run the same command there."
@@ -119,7 +119,8 @@ def build_engine(
     Raises:
         EngineBuildError: TensorRT refused the network or the batches, or cannot load what it built.
     """
-    folder, network = _files(model)
+    network = network_of(model)
+    folder = network.parent.parent
     profile = _profile(folder, model.version, usual, most)
     plan = plan_file(folder, model.version, machine.cuda.gpu.capability)
     cache = timing_cache or plan.with_suffix(".timing")
@@ -154,10 +155,15 @@ def name_plan(folder: Path, version: int, capability: str) -> None:
                 write_atomically(path, _text(config))
 
 
-def _files(model: Model) -> tuple[Path, Path]:
-    if model.folder is None or model.network is None:
+def network_of(model: Model) -> Path:
+    """The ONNX file of a model whose files are at hand; its plans lie beside it.
+
+    Raises:
+        ExportError: only a Triton has them.
+    """
+    if model.network is None:
         raise ExportError(f"The files of {model.name} are not at hand.")
-    return model.folder, model.network
+    return model.network
 
 
 def _profile(folder: Path, version: int, usual: int | None, most: int | None) -> Profile:

@@ -13,9 +13,9 @@ import numpy as np
 from hilum_export.engine_manifest import check_engine
 from hilum_export.errors import EngineBuildError
 from hilum_export.gates import Gate, difference
-from hilum_export.repository import NETWORK
+from hilum_export.repository import NETWORK, plan_name
 from hilum_export.runtimes import Outputs, Windows, onnxruntime
-from hilum_export.tensorrt import Host, find_model, host, plan_file
+from hilum_export.tensorrt import Host, find_model, host, network_of
 from hilum_export.tensorrt_api import load, member
 from hilum_inference.blend import weigh
 from hilum_inference.engines import Batch, Output, Weighted
@@ -51,9 +51,7 @@ class TensorRTEngine:
     def __init__(self, model: Model, plan: Path, machine: Host | None = None) -> None:
         self._machine = machine or host()
         self._manifest = model.manifest
-        if model.network is None:
-            raise EngineBuildError(f"The files of {model.name} are not at hand.")
-        record = check_engine(plan, model.network, self._machine.here)
+        record = check_engine(plan, network_of(model), self._machine.here)
         self._most = record.profile.most
         self._least = record.profile.least
         self._weights = weight_map(self._manifest.windows.size, self._manifest.windows.weights)
@@ -152,6 +150,22 @@ class TensorRTEngine:
         return found
 
 
+def open_plan(model: Model, machine: Host | None = None) -> TensorRTEngine:
+    """The engine of a model's plan for this machine's GPU.
+
+    Args:
+        model: of ``find_model``.
+        machine: None: this machine's GPU and TensorRT.
+
+    Raises:
+        NoGpuError: there are none.
+        EngineBuildError: no plan for this GPU, or it must not be used.
+    """
+    machine = machine or host()
+    plan = network_of(model).with_name(plan_name(machine.cuda.gpu.capability))
+    return TensorRTEngine(model, plan, machine)
+
+
 @dataclass(frozen=True)
 class Answers:
     """What a plan answered, and what ONNX Runtime answered from the FP16 and the FP32 file."""
@@ -175,17 +189,14 @@ def engine_gates(folder: Path, version: int | None, windows: Windows, machine: H
         EngineBuildError: no plan for this GPU, or it must not be used.
         ModelError: the model was changed since its export.
     """
-    machine = machine or host()
     model = find_model(folder, version)
-    if model.folder is None or model.network is None:
-        raise EngineBuildError(f"The files of {model.name} are not at hand.")
-    engine = TensorRTEngine(model, plan_file(model.folder, model.version, machine.cuda.gpu.capability), machine)
+    engine = open_plan(model, machine)
     try:
         found = engine.outputs(windows)
     finally:
         engine.close()
-    single = model.folder / str(model.version) / NETWORK
-    answers = Answers(found, onnxruntime(model.network, windows), onnxruntime(single, windows))
+    half = network_of(model)
+    answers = Answers(found, onnxruntime(half, windows), onnxruntime(half.with_name(NETWORK), windows))
     return plan_gates(model.manifest, answers)
 
 

@@ -272,6 +272,10 @@ def test_the_command_builds(model: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPa
     assert said.exit_code == 0, said.output
     assert "1 to 4 windows, tuned for 2" in said.output and "Made Up GPU (8.6), TensorRT 10.13.2" in said.output
     assert read_manifest(model / "1" / "model_8.6.plan").compatibility == "ampere+"
+    assert "signed" not in said.output
+    (model / "1" / "model.sig").write_text("signed")
+    said = CliRunner().invoke(build_engine_app, [str(model)])
+    assert said.exit_code == 0 and "hilum sign covers the plan, too" in said.output
 
 
 def test_every_name_that_is_asked_for_is_in_tensorrt_11() -> None:
