@@ -30,7 +30,9 @@ Arithmetic in real halves was measured at 5e-3 on U-Nets of this size."""
 PLAN_HEAD_BOUND: Final = 1e-2
 """Of head(features) from the logits: one layer in FP16."""
 DISAGREEMENT: Final = 2e-3
-"""Share of voxels whose label may differ; 2e-4 were measured in real halves."""
+"""Share of a real case's voxels whose label may differ; 2e-4 were measured in real halves."""
+CHANCE_DISAGREEMENT: Final = 2e-2
+"""Likewise of made-up windows, whose labels hang by a thread: 1e-2 were seen where every value is rounded to FP16."""
 
 
 class TensorRTEngine:
@@ -175,7 +177,9 @@ class Answers:
     single: Outputs
 
 
-def engine_gates(folder: Path, version: int | None, windows: Windows, machine: Host | None = None) -> tuple[Gate, ...]:
+def engine_gates(
+    folder: Path, version: int | None, windows: Windows, machine: Host | None = None, *, real: bool = False
+) -> tuple[Gate, ...]:
     """Whether a plan computes what the published networks compute; to be asked before Triton loads it.
 
     Args:
@@ -183,6 +187,7 @@ def engine_gates(folder: Path, version: int | None, windows: Windows, machine: H
         version: None: the one that is served.
         windows: (N, C, D, H, W).
         machine: None: this machine's GPU and TensorRT.
+        real: whether the windows are of real cases.
 
     Raises:
         NoGpuError: there are none.
@@ -197,14 +202,18 @@ def engine_gates(folder: Path, version: int | None, windows: Windows, machine: H
         engine.close()
     half = network_of(model)
     answers = Answers(found, onnxruntime(half, windows), onnxruntime(half.with_name(NETWORK), windows))
-    return plan_gates(model.manifest, answers)
+    return plan_gates(model.manifest, answers, real)
 
 
-def plan_gates(manifest: Manifest, answers: Answers) -> tuple[Gate, ...]:
+def plan_gates(manifest: Manifest, answers: Answers, real: bool = False) -> tuple[Gate, ...]:
     """The checks of a plan's answers."""
     gates = []
+    allowed = DISAGREEMENT if real else CHANCE_DISAGREEMENT
     for precision, truth in (("FP16", answers.half), ("FP32", answers.single)):
-        gates += _parity(manifest, answers.plan, truth, f"TensorRT against {precision}")
+        name = f"TensorRT against {precision}"
+        gates += _parity(manifest, answers.plan, truth, name)
+        otherwise = _disagreement(manifest, answers.plan, truth)
+        gates.append(Gate(f"{name}: labels", otherwise, allowed, "of all voxels differ"))
     logits, features = manifest.tensors.logits, manifest.tensors.features
     if manifest.head is not None and features is not None and features in answers.plan:
         weight, bias = manifest.head.arrays()
@@ -219,9 +228,12 @@ def _parity(manifest: Manifest, found: Mapping[str, Windows], truth: Outputs, na
     names = [
         each for each in (manifest.tensors.logits, manifest.tensors.features) if each is not None and each in found
     ]
-    gates = [Gate(f"{name}: {each}", difference(found[each], truth[each], logits), PLAN_BOUND) for each in names]
-    labels, right = (_labels(manifest, each) for each in (found[manifest.tensors.logits], logits))
-    return [*gates, Gate(f"{name}: labels", float((labels != right).mean()), DISAGREEMENT, "of all voxels differ")]
+    return [Gate(f"{name}: {each}", difference(found[each], truth[each], logits), PLAN_BOUND) for each in names]
+
+
+def _disagreement(manifest: Manifest, found: Mapping[str, Windows], truth: Outputs) -> float:
+    labels, right = (_labels(manifest, each[manifest.tensors.logits]) for each in (found, truth))
+    return float((labels != right).mean())
 
 
 def _labels(manifest: Manifest, logits: Windows) -> Any:

@@ -206,6 +206,7 @@ def test_a_plan_passes_the_gates_and_a_wrong_one_does_not(model: Path, gpu: Cuda
     assert all(gate.passed for gate in gates)
     wrong = engine_gates(model, None, windows, machine(gpu, model, gain=1.05))
     assert {gate.name for gate in wrong if not gate.passed} >= {gates[0].name, gates[3].name}
+    assert {gate.bound for gate in engine_gates(model, 1, windows, here, real=True)} == {2e-2, 2e-3, 1e-2}
     negative = engine_gates(model, None, windows, machine(gpu, model, gain=-1.0))
     assert "TensorRT against FP32: labels" in {gate.name for gate in negative if not gate.passed}
     silent = engine_gates(model, None, windows, machine(gpu, model, gain=float("nan")))
