@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -286,3 +287,15 @@ def test_a_publication_is_signed_before_anybody_sees_it(tmp_path: Path, keys: Ke
 
 def void(_: object) -> None:
     """So that a function that returns something can be called for what it does."""
+
+
+def test_the_commands_of_the_page_make_keys_that_are_taken(version: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here: the page's commands are not tried")
+    page = (Path(__file__).parents[2] / "docs" / "signing.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith(("openssl ", "chmod "))]
+    assert len(commands) == 3
+    for command in commands:
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    sign(version, tmp_path / "hilum-signing.pem")
+    check(version, tmp_path / "hilum-signing.pub")
