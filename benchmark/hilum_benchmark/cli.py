@@ -92,6 +92,24 @@ def training(
 
 
 @benchmark_app.command()
+def export(
+    only: Annotated[str | None, typer.Option(help="Rows, separated by commas; default: all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each row; the median counts.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("docs/results"),
+    quick: Annotated[bool, typer.Option(help="Tiny sizes: checks that the rows run, gives no figures.")] = False,
+    again: Annotated[bool, typer.Option(help="Measure also what was measured with these versions before.")] = False,
+    work: Annotated[Path | None, typer.Option(help="Folder that keeps the prepared files.")] = None,
+) -> None:
+    """Measure INT8, the demo model's best settings, an export with all checks, and the way to a Triton.
+
+    Example: hilum benchmark export --only best
+    """
+    from hilum_benchmark.rows import EXPORT_ROWS
+
+    _tabled("export", EXPORT_ROWS, _named(only, EXPORT_ROWS), out, Choice(rounds, quick, again, work))
+
+
+@benchmark_app.command()
 def search(
     only: Annotated[str | None, typer.Option(help="Parts, separated by commas; default: all, in their order.")] = None,
     data: Annotated[Path, typer.Option(help="Folder of the sample CT and the later case.")] = Path(".samples"),

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from hilum_benchmark.row import Row
-from hilum_benchmark.rows import blending, gateway, io, startup, training, triton, upload, whole, window
+from hilum_benchmark.rows import (
+    best,
+    blending,
+    exporting,
+    gateway,
+    int8,
+    io,
+    startup,
+    training,
+    triton,
+    upload,
+    whole,
+    window,
+)
 
 VOLUME_ROWS: dict[str, Row] = {
     row.name: row
@@ -18,7 +31,7 @@ VOLUME_ROWS: dict[str, Row] = {
         upload.ROW,
         gateway.ROW,
         gateway.INSTALL,
-        triton.ROW,
     )
 }
+EXPORT_ROWS: dict[str, Row] = {row.name: row for row in (int8.ROW, best.ROW, exporting.ROW, triton.ROW)}
 TRAINING_ROWS: dict[str, Row] = {row.name: row for row in (training.STEP, training.EPOCH)}

@@ -134,26 +134,36 @@ def nnunet(context: Context) -> Measured:
     predictor = nnUNetPredictor(
         0.5, True, False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
     )
-    plans = PlansManager(_plans(QUICK_SIZE if context.quick else SIZE))
+    size = QUICK_SIZE if context.quick else SIZE
+    manager = PlansManager(plans((size,) * 3, (MODEL_SPACING,) * 3, (LOW, HIGH), (MEAN, DEVIATION)))
     labels = {"background": 0} | {f"label {n}": n for n in range(1, FEW)}
     about = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
-    configuration = plans.get_configuration("3d_fullres")
+    configuration = manager.get_configuration("3d_fullres")
     weights = [network.state_dict()]
-    predictor.manual_initialization(network, plans, configuration, weights, about, "nnUNetTrainer", None)
+    predictor.manual_initialization(network, manager, configuration, weights, about, "nnUNetTrainer", None)
     out = str(_mask(context, "nnunet")).removesuffix(".nii.gz")
     predictor.predict_from_files_sequential([[str(image_path(context))]], [out])
     return {}
 
 
-def _plans(size: int) -> dict[str, Any]:
-    """What nnU-Net's planner writes for isotropic CT."""
+def plans(
+    size: tuple[int, ...], spacing: tuple[float, ...], clip: tuple[float, float], score: tuple[float, float]
+) -> dict[str, Any]:
+    """What nnU-Net's planner writes for CT.
+
+    Args:
+        size: of the patch.
+        spacing: in mm.
+        clip: lowest and highest value.
+        score: mean and standard deviation.
+    """
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": [size] * 3,
-        "spacing": [MODEL_SPACING] * 3,
+        "patch_size": list(size),
+        "spacing": list(spacing),
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
         "resampling_fn_data": "resample_data_or_seg_to_shape",
@@ -165,7 +175,7 @@ def _plans(size: int) -> dict[str, Any]:
         "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
         "batch_dice": False,
     }
-    seen = {"mean": MEAN, "std": DEVIATION, "percentile_00_5": LOW, "percentile_99_5": HIGH}
+    seen = dict(zip(("mean", "std", "percentile_00_5", "percentile_99_5"), (*score, *clip), strict=True))
     return {
         "dataset_name": "Dataset001_Benchmark",
         "plans_name": "nnUNetPlans",

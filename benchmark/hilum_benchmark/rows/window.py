@@ -46,7 +46,7 @@ def prepare(context: Context) -> Measured:
     """Publish the four networks."""
     from hilum_benchmark.networks import manifest, publish
 
-    size = _size(context)
+    size = side(context)
     for name in NETWORKS:
         publish(context.folder / "models", manifest(name, size, CLASSES), build(name, context.quick))
     return {}
@@ -56,9 +56,9 @@ def seconds(context: Context) -> Measured:
     """CPU seconds of one window for each engine after a warm-up, and how well their labels agree with torch."""
     import numpy as np
 
-    size = _size(context)
+    size = side(context)
     window = np.random.default_rng(0).standard_normal((1, 1, size, size, size), np.float32)
-    engines = {"torch": _torch(context), "onnxruntime": _onnxruntime(context), "hilum": _hilum(context)}
+    engines = {"torch": torch_engine(context), "onnxruntime": _onnxruntime(context), "hilum": hilum_engine(context)}
     measured: dict[str, float] = {}
     labels = {}
     for name, engine in engines.items():
@@ -69,7 +69,8 @@ def seconds(context: Context) -> Measured:
     return measured | {"equal_percent": 100.0 * float((labels["hilum"] == labels["torch"]).mean())}
 
 
-def _size(context: Context) -> int:
+def side(context: Context) -> int:
+    """Voxels of a window's side."""
     return QUICK_SIZE if context.quick else SIZE
 
 
@@ -79,14 +80,16 @@ def _model(context: Context) -> Any:
     return Repository([context.folder / "models"]).model(context.argument)
 
 
-def _hilum(context: Context) -> Callable[[Any], Any]:
+def hilum_engine(context: Context) -> Callable[[Any], Any]:
+    """Our engine on one thread: windows to logits."""
     from hilum_inference.engines import EngineSettings, open_engine
 
     engine = open_engine(_model(context), EngineSettings(threads=1))
     return lambda window: engine.run(window, "logits")
 
 
-def _torch(context: Context) -> Callable[[Any], Any]:
+def torch_engine(context: Context) -> Callable[[Any], Any]:
+    """The network in torch eager on one thread."""
     import torch
 
     torch.set_num_threads(1)
