@@ -28,6 +28,8 @@ NETWORK = "model.onnx"
 NETWORKS: Final[dict[Precision, str]] = {"fp32": NETWORK, "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 """Precision -> file in the version's folder."""
 PLAN = "model.plan"
+CAPABILITIES: Final = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+"""Of the GPUs that TensorRT knows. Each has a plan of its own; all are named beforehand: what is signed stays so."""
 PROGRAM = "model.py"
 """What Triton's python back-end runs."""
 
@@ -136,6 +138,12 @@ def configs(
     return texts
 
 
+def plan_name(capability: str) -> str:
+    """File of the plan for GPUs of one compute capability."""
+    stem, dot, suffix = PLAN.rpartition(".")
+    return f"{stem}_{capability}{dot}{suffix}"
+
+
 def _text(manifest: Manifest, features: int, variant: str, profile: Profile) -> str:
     from google.protobuf import text_format
 
@@ -159,6 +167,7 @@ def _text(manifest: Manifest, features: int, variant: str, profile: Profile) -> 
         texts[RUNTIME_PARAMETER] = RUNTIME
     if kind.backend == "tensorrt":
         group.profile.append("0")
+        message.cc_model_filenames.update({capability: plan_name(capability) for capability in CAPABILITIES})
     if variant == TENSORRT_PROVIDER:
         _accelerate(message, manifest, profile)
     for key in sorted(texts):

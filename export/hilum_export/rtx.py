@@ -13,8 +13,9 @@ from typing import cast
 
 from hilum_export.errors import EngineBuildError
 from hilum_export.gates import Gate
+from hilum_export.repository import Profile
 from hilum_export.tensorrt_api import TensorRT
-from hilum_export.tensorrt_build import Batches, build
+from hilum_export.tensorrt_build import build
 
 NAME = "strongly typed TensorRT-RTX build"
 
@@ -44,7 +45,7 @@ def rtx_gate(path: Path, channels: int, window: tuple[int, int, int], largest_ba
     if library is None:
         return None
     try:
-        build(library, path, (channels, *window), Batches(1, largest_batch, largest_batch))
+        build(library, path, (channels, *window), Profile(1, largest_batch, largest_batch))
     except EngineBuildError as error:
         return Gate(NAME, max(len(error.reasons), 1), 0, f"errors ({error.message.rstrip('.')})")
     return Gate(NAME, 0, 0, "errors")

@@ -68,7 +68,7 @@ class Parser(Protocol):
         ...
 
 
-class Profile(Protocol):
+class Shapes(Protocol):
     """Ranges of the inputs' shapes."""
 
     def set_shape(self, name: str, least: Shape, best: Shape, most: Shape) -> None:
@@ -93,7 +93,7 @@ class Config(Protocol):
 
     hardware_compatibility_level: Any
 
-    def add_optimization_profile(self, profile: Profile) -> int:
+    def add_optimization_profile(self, profile: Shapes) -> int:
         """Its number; negative where it is refused."""
         ...
 
@@ -105,11 +105,11 @@ class Config(Protocol):
         """Bytes of a pool at most."""
         ...
 
-    def create_timing_cache(self, content: bytes) -> TimingCache:
-        """From what an earlier build kept."""
+    def create_timing_cache(self, content: bytes) -> TimingCache | None:
+        """From what an earlier build kept; None where it is no cache."""
         ...
 
-    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+    def set_timing_cache(self, cache: TimingCache | None, ignore_mismatch: bool) -> bool:
         """Whether it fits this GPU and this TensorRT."""
         ...
 
@@ -125,7 +125,7 @@ class Builder(Protocol):
         """An empty one."""
         ...
 
-    def create_optimization_profile(self) -> Profile:
+    def create_optimization_profile(self) -> Shapes:
         """An empty one."""
         ...
 
@@ -202,15 +202,23 @@ def journal(library: TensorRT) -> Journal:
     return _JOURNALS[name]
 
 
-def load(library: TensorRT, plan: bytes) -> Any:
+def load(library: TensorRT, plan: bytes, host_code: bool = False) -> Any:
     """A plan made ready to run.
+
+    Args:
+        library: of this machine.
+        plan: its bytes.
+        host_code: let it run programs of its own on this computer, as plans for later TensorRT versions must.
 
     Raises:
         EngineBuildError: this GPU or this TensorRT cannot run it, or there is no GPU; TensorRT itself returns None.
     """
     book = journal(library)
     with book.listening() as errors:
-        engine = library.Runtime(book.logger).deserialize_cuda_engine(plan)
+        runtime = library.Runtime(book.logger)
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             said = errors[0] if errors else "it did not say why"
             raise EngineBuildError(f"TensorRT {library.__version__} cannot load the plan: {said}.", errors)

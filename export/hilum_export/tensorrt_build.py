@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hilum_export.errors import EngineBuildError
+from hilum_export.repository import Profile
 from hilum_export.tensorrt_api import (
     Builder,
     Config,
@@ -26,33 +27,6 @@ COMPATIBILITY: Final[dict[str, str]] = {
     "same-cc": "SAME_COMPUTE_CAPABILITY",
 }
 """Which other GPUs may run the plan -> TensorRT's name for it."""
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How many windows a plan takes at once.
-
-    Attributes:
-        least, most: the range.
-        best: what it is tuned for.
-    """
-
-    least: int
-    best: int
-    most: int
-
-    def checked(self) -> Batches:
-        """Itself.
-
-        Raises:
-            EngineBuildError: it is no range; TensorRT would only say that there is no profile.
-        """
-        if not 1 <= self.least <= self.best <= self.most:
-            raise EngineBuildError(
-                f"The batches {self.least}, {self.best}, {self.most} are no range: "
-                "the least may not be above the best, nor the best above the largest."
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -78,19 +52,19 @@ class Built:
 
     Attributes:
         plan: its bytes.
-        batches: that it takes; a network with a fixed batch takes only that one.
+        profile: the batches that it takes; a network with a fixed batch takes only that one.
         flags: TensorRT's names of what was switched on.
         timing_cache: to keep; empty where it was not asked for.
     """
 
     plan: bytes
-    batches: Batches
+    profile: Profile
     flags: tuple[str, ...]
     timing_cache: bytes = b""
 
 
 def build(
-    library: TensorRT, path: Path, sample: tuple[int, int, int, int], batches: Batches, options: Options | None = None
+    library: TensorRT, path: Path, sample: tuple[int, int, int, int], profile: Profile, options: Options | None = None
 ) -> Built:
     """Build a plan.
 
@@ -98,7 +72,7 @@ def build(
         library: ``tensorrt`` or ``tensorrt_rtx``.
         path: the ONNX file; its types are the plan's types.
         sample: channels, depth, height and width of one window.
-        batches: the range; ignored where the network fixes its batch.
+        profile: the batches; ignored where the network fixes its batch.
         options: None: plain ones.
 
     Raises:
@@ -109,15 +83,17 @@ def build(
         builder = library.Builder(journal(library).logger)
         typed = member(library, "NetworkDefinitionCreationFlag", "STRONGLY_TYPED")
         network = builder.create_network(0 if typed is None else 1 << int(typed))
-        _parse(library.OnnxParser(network, journal(library).logger), path)
+        parser = library.OnnxParser(network, journal(library).logger)  # owns weights of the network
+        _parse(parser, path)
         config = builder.create_builder_config()
-        batches = _add_profile(builder, config, network, sample, batches)
+        profile = _add_profile(builder, config, network, sample, profile)
         flags = ("STRONGLY_TYPED", *_configure(library, config, options))
+        errors.clear()  # of measurements that were not of this GPU
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             said = errors[0] if errors else "it did not say why"
             raise EngineBuildError(f"TensorRT cannot build {path.name}: {said}.", errors)
-        return Built(bytes(memoryview(plan)), batches, flags, _kept(config, options))
+        return Built(bytes(memoryview(plan)), profile, flags, _kept(config, options))
 
 
 def _parse(parser: Parser, path: Path) -> None:
@@ -140,8 +116,8 @@ def _reason(parser: Parser, error: ParserError) -> str:
 
 
 def _add_profile(
-    builder: Builder, config: Config, network: NetworkDefinition, sample: Shape, batches: Batches
-) -> Batches:
+    builder: Builder, config: Config, network: NetworkDefinition, sample: Shape, profile: Profile
+) -> Profile:
     """Give the only input its shapes; the batches that the plan will take.
 
     TensorRT's Python functions accept contradictions in silence, so that everything is checked here.
@@ -153,15 +129,18 @@ def _add_profile(
     if any(size not in (-1, wanted) for size, wanted in zip(window, sample, strict=True)):
         raise EngineBuildError(f"The network takes windows {tuple(window)}, the plan is to take {tuple(sample)}.")
     if batch != -1:
-        batches = Batches(batch, batch, batch)
-    shapes = [(count, *sample) for count in (batches.checked().least, batches.best, batches.most)]
-    profile = builder.create_optimization_profile()
-    profile.set_shape(image.name, *shapes)
-    if [tuple(shape) for shape in profile.get_shape(image.name)] != shapes:
-        raise EngineBuildError(f"TensorRT did not take the batches {batches.least} to {batches.most}.")
-    if config.add_optimization_profile(profile) < 0:
-        raise EngineBuildError(f"TensorRT refused a profile of {batches.least} to {batches.most} windows {sample}.")
-    return batches
+        profile = Profile(batch, batch, batch)
+    batches = (profile.least, profile.usual, profile.most)
+    if not 1 <= profile.least <= profile.usual <= profile.most:
+        raise EngineBuildError(f"The batches {', '.join(map(str, batches))} are no range from least to most windows.")
+    wanted = [(count, *sample) for count in batches]
+    shapes = builder.create_optimization_profile()
+    shapes.set_shape(image.name, *wanted)
+    if [tuple(shape) for shape in shapes.get_shape(image.name)] != wanted or config.add_optimization_profile(
+        shapes
+    ) < 0:
+        raise EngineBuildError(f"TensorRT refused a profile of {profile.least} to {profile.most} windows {sample}.")
+    return profile
 
 
 def _configure(library: TensorRT, config: Config, options: Options) -> tuple[str, ...]:
@@ -177,10 +156,17 @@ def _configure(library: TensorRT, config: Config, options: Options) -> tuple[str
         config.set_flag(_needed(library, "BuilderFlag", "VERSION_COMPATIBLE"))
         flags.append("VERSION_COMPATIBLE")
     if options.timing_cache is not None:
-        cache = config.create_timing_cache(options.timing_cache)
-        if not config.set_timing_cache(cache, False):
-            raise EngineBuildError("The timing cache is of another GPU or TensorRT; name another file.")
+        _set_timing_cache(config, options.timing_cache)
     return tuple(flags)
+
+
+def _set_timing_cache(config: Config, content: bytes) -> None:
+    """Go on from an earlier build's, or from nothing where that was of another GPU or TensorRT."""
+    cache = config.create_timing_cache(content) or config.create_timing_cache(b"")
+    if not config.set_timing_cache(cache, False) and not config.set_timing_cache(
+        config.create_timing_cache(b""), False
+    ):
+        raise EngineBuildError("TensorRT does not take a timing cache here.")
 
 
 def _needed(library: TensorRT, enumeration: str, name: str) -> Any:

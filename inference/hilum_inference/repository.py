@@ -18,6 +18,7 @@ from hilum_inference.layout import (
     CONFIG,
     checked_variant,
     config_file,
+    home_of_configs,
     manifest_of,
     network_name,
     read_config,
@@ -26,6 +27,7 @@ from hilum_inference.layout import (
 )
 from hilum_inference.manifest import Manifest
 from hilum_inference.publication import publish, rollback
+from hilum_inference.signed import Signatures
 
 __all__ = ["CONFIG", "Model", "Repository", "manifest_parameter", "publish", "rollback", "shipped_repository"]
 
@@ -91,11 +93,13 @@ class Repository:
     Args:
         folders: of models.
         variant: read this variant of every model, and refuse models without it; None: the default configuration.
+        signed_by: public key; refuse versions that were not signed with its other half. None: do not look.
     """
 
-    def __init__(self, folders: Sequence[Path], variant: str | None = None) -> None:
+    def __init__(self, folders: Sequence[Path], variant: str | None = None, signed_by: Path | None = None) -> None:
         self._folders = tuple(folders)
         self._variant = variant
+        self._signatures = None if signed_by is None else Signatures(signed_by)
         self._hashes: dict[tuple[Path, int, int], str] = {}
         self.broken: dict[str, str] = {}
 
@@ -146,6 +150,13 @@ class Repository:
         return [f for root in roots for f in sorted(root.iterdir()) if (f / CONFIG).is_file() and f.name[0] != "."]
 
     def _load(self, folder: Path, version: int) -> Model:
+        if self._signatures is not None:
+            self._signatures.check(folder / str(version))
+            if home_of_configs(folder, version) == folder:
+                raise ModelError(
+                    f"Version {version} of {folder.name} has no {CONFIG} of its own: its manifest is not signed.",
+                    code="unsigned_model",
+                )
         config = read_config(config_file(folder, version, self._variant))
         manifest = manifest_of(config, folder.name)
         variant = checked_variant(config, folder.name, self._variant)

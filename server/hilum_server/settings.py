@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.networks import IPvAnyNetwork
 
-from hilum_inference.errors import HilumError
+from hilum_inference.errors import HilumError, ModelError
 
 PREFIX = "HILUM_"
 """A field ``port`` is read from the environment as ``HILUM_PORT``."""
@@ -62,15 +62,16 @@ class StorageSettings(_Group):
 
     data: Path = Path("~/.local/share/hilum")
     repository: tuple[Path, ...] = ()
+    signed_by: Path | None = None
     max_upload_gib: float = Field(default=2.0, gt=0)
     max_voxels: int = Field(default=1_100_000_000, ge=1)
     keep_hours: float | None = Field(default=None, gt=0)
     reserve_mib: int = Field(default=256, ge=0)
 
-    @field_validator("data")
+    @field_validator("data", "signed_by")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("repository")
     @classmethod
@@ -125,6 +126,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def check_signed_by(settings: Settings) -> None:
+    """Read the key of the models' signatures once, before anything starts.
+
+    Raises:
+        SettingsError: it is no key, or the models' files are not at hand.
+    """
+    key = settings.storage.signed_by
+    if key is None:
+        return
+    if settings.inference.triton is not None and not settings.storage.repository:
+        raise SettingsError("HILUM_SIGNED_BY looks at the files of Triton's models; name them with HILUM_REPOSITORY.")
+    from hilum_inference.signed import check_key
+
+    try:
+        check_key(key)
+    except ModelError as error:
+        raise SettingsError(f"HILUM_SIGNED_BY: {error.message}") from error
 
 
 def check_tls(server: ServerSettings) -> None:

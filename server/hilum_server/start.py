@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hilum_server.auth import Accounts, check_exposure
 from hilum_server.datastore import hold
 from hilum_server.link import WorkerLink
-from hilum_server.settings import GIB, Settings, check_tls
+from hilum_server.settings import GIB, Settings, check_signed_by, check_tls
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
         worker: command of another worker than this package's own.
 
     Raises:
-        SettingsError: its certificate cannot be used.
+        SettingsError: its certificate, or the key of its models' signatures, cannot be used.
         AccountError: it would listen beyond this machine without users or keys.
         DataFolderError: the data folder cannot be used.
     """
     check_tls(settings.server)
+    check_signed_by(settings)
     accounts = Accounts(settings.storage.data)
     check_exposure(settings, accounts)
     lock = hold(settings.storage.data)
@@ -62,4 +63,5 @@ def _config(settings: Settings) -> dict[str, object]:
         "triton_seconds": inference.triton_seconds,
         "triton_patience": inference.triton_patience,
         "variant": inference.variant,
+        "signed_by": None if settings.storage.signed_by is None else str(settings.storage.signed_by),
     }

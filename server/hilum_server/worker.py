@@ -3,7 +3,7 @@
 It speaks JSON lines. Read from standard input: first the configuration, then orders::
 
     {"repositories": [...] | null, "data": "...", "threads": 0, "memory": null, "triton": null,
-     "variant": null}
+     "variant": null, "signed_by": null}
     {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
     {"do": "cancel", "job": id}
     {"do": "models", "ask": n}
@@ -71,6 +71,7 @@ class WorkerConfig:
         triton_seconds: of its silence, after which it counts as hanging.
         triton_patience: seconds for which a job waits for it to come back.
         variant: of every model; None: the default configuration.
+        signed_by: public key of the models' signatures; None: do not look at them.
     """
 
     repositories: tuple[Path, ...]
@@ -81,6 +82,7 @@ class WorkerConfig:
     triton_seconds: float = 120.0
     triton_patience: float = 30.0
     variant: str | None = None
+    signed_by: Path | None = None
 
     @classmethod
     def from_message(cls, message: Message) -> WorkerConfig:
@@ -93,7 +95,8 @@ class WorkerConfig:
             folders = (data / "models", shipped_repository())
         names = ("threads", "memory", "triton", "triton_seconds", "triton_patience", "variant")
         settings = {name: message[name] for name in names if name in message}
-        return cls(folders, data, **settings)
+        key = message.get("signed_by")
+        return cls(folders, data, **settings, signed_by=None if key is None else Path(key))
 
 
 def models_of(config: WorkerConfig) -> Models:
@@ -104,7 +107,7 @@ def models_of(config: WorkerConfig) -> Models:
         return RemoteRepository(config.triton, config.variant)
     from hilum_inference.repository import Repository
 
-    return Repository(config.repositories, config.variant)
+    return Repository(config.repositories, config.variant, config.signed_by)
 
 
 class Engines:

@@ -99,7 +99,9 @@ def test_who_runs_a_variant_and_where(texts: dict[str, str]) -> None:
         assert list(group.profile) == (["0"] if theirs.backend == "tensorrt" else [])
         assert ("hilum_runtime" in theirs.parameters) == (theirs.backend == "python")
     assert found == expected
-    assert not parsed(texts["tensorrt-fp16"]).cc_model_filenames
+    plans = parsed(texts["tensorrt-fp16"]).cc_model_filenames  # one for each kind of GPU, built there
+    assert plans["8.6"] == "model_8.6.plan" and len(set(plans.values())) == len(plans) > 8
+    assert not parsed(texts["onnxruntime-fp16"]).cc_model_filenames
 
 
 def test_clicks_go_before_the_night_and_neither_queue_grows_without_end(texts: dict[str, str]) -> None:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from hilum_gpu import HAS_GPU
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hilum_export.checks import Checked
 from hilum_export.errors import EngineBuildError, GateError
+from hilum_export.precision import to_half
+from hilum_export.repository import Profile
 from hilum_export.rtx import rtx, rtx_gate
 from hilum_export.tensorrt_api import load, plain
-from hilum_export.tensorrt_build import Batches, Options, build
+from hilum_export.tensorrt_build import Options, build
 from hilum_search.architecture import C2FNAS, VNAS, Architecture
 from hilum_search.network import build as network_of
 from hilum_search.to_onnx import to_onnx
 
-float16 = pytest.importorskip("onnxconverter_common").float16
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: no graph is shown to TensorRT's parser")
 
 SIZE = (8, 8, 8)
@@ -50,19 +50,6 @@ def plain_graph(tmp_path: Path) -> Path:
     return graph(tmp_path / "relu.onnx", [node("Relu")])
 
 
-def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """In half precision inside, in single at both ends."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fresh weights have values that a half rounds to nothing
-        model = float16.convert_float_to_float16(model, keep_io_types=True)
-    outputs = {output.name for output in model.graph.output}
-    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.output[0] in outputs}
-    for each in model.graph.node:  # the head follows the features before they are cast to be given out
-        if each.op_type == "Conv":
-            each.input[0] = casts.get(each.input[0], each.input[0])
-    return model
-
-
 SAMPLES: dict[str, tuple[Architecture, tuple[int, int, int]]] = {
     "c2fnas": (C2FNAS(3, (0, 1, 0), ("2d", "p3d", "3d"), True), (16, 16, 8)),
     "vnas": (VNAS(("2d", "3d", "p3d", "3d") * 4, ("2d", "3d", "p3d", "3d", "p3d"), 4, (4, 6, 8, 8)), (32, 32, 32)),
@@ -75,7 +62,7 @@ def test_networks_of_our_spaces_build(family: str, tmp_path: Path, capfd: pytest
     torch.manual_seed(0)
     path, half = tmp_path / "model.onnx", tmp_path / "half.onnx"
     to_onnx(network_of(architecture, 2, 3).eval(), 2, window, path)
-    onnx.save(halved(onnx.load(path)), half)
+    to_half(path, half)
     capfd.readouterr()
     for file in (path, half):
         gate = rtx_gate(file, 2, window, 4)
@@ -107,12 +94,12 @@ def test_what_it_does_not_take_is_named_in_the_sentence_of_the_gate(
     assert "/_src/" not in told.value.message and "\n" not in told.value.message
 
 
-@pytest.mark.parametrize("batches", [Batches(4, 2, 1), Batches(1, 8, 4), Batches(0, 1, 1)])
-def test_batches_that_are_no_range(plain_graph: Path, batches: Batches) -> None:
+@pytest.mark.parametrize("profile", [Profile(4, 2, 1), Profile(1, 8, 4), Profile(0, 1, 1)])
+def test_batches_that_are_no_range(plain_graph: Path, profile: Profile) -> None:
     library = rtx()
     assert library is not None
     with pytest.raises(EngineBuildError, match="are no range"):
-        build(library, plain_graph, (2, *SIZE), batches)
+        build(library, plain_graph, (2, *SIZE), profile)
 
 
 def test_a_window_of_another_size(plain_graph: Path) -> None:
@@ -125,7 +112,7 @@ def test_a_fixed_batch_is_the_only_one_of_the_plan(tmp_path: Path) -> None:
     library = rtx()
     assert library is not None
     path = graph(tmp_path / "one.onnx", [node("Relu")], batch=1)
-    assert build(library, path, (2, *SIZE), Batches(1, 4, 4)).batches == Batches(1, 1, 1)
+    assert build(library, path, (2, *SIZE), Profile(1, 4, 4)).profile == Profile(1, 1, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\1 no protobuf", None])
@@ -140,11 +127,11 @@ def test_a_file_that_is_no_network(content: bytes | None, tmp_path: Path) -> Non
 def test_a_plan_is_not_taken_for_loaded_where_there_is_no_gpu(
     plain_graph: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if torch.cuda.is_available():
+    if HAS_GPU:
         pytest.skip("there is a GPU here")
     library = rtx()
     assert library is not None
-    plan = build(library, plain_graph, (2, *SIZE), Batches(1, 4, 4), Options()).plan
+    plan = build(library, plain_graph, (2, *SIZE), Profile(1, 4, 4), Options()).plan
     with pytest.raises(EngineBuildError, match=r"cannot load the plan: .*CUDA driver"):
         load(library, plan)
     with pytest.raises(EngineBuildError, match="cannot load the plan"):
