@@ -43,6 +43,10 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
         "evaluate": Verb("hilum_search.evaluate_cli:evaluate_app", "search", "Score a model on labelled volumes"),
         "export": Verb("hilum_export.cli:export_app", "export", "Write a trained network into a model repository"),
         "verify": Verb("hilum_export.cli:verify_app", "export", "Check a published model again"),
+        "build-engine": Verb(
+            "hilum_export.engine_cli:build_engine_app", "export", "Build a TensorRT plan, on the machine with the GPU"
+        ),
+        "sign": Verb("hilum_inference.sign_cli:sign_app", "signing", "Sign a published model, or check its signature"),
     },
     "Measure": {
         "benchmark": Verb(
@@ -82,7 +86,7 @@ def help_text() -> str:
     for title, verbs in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [
-            f"  {name:<10} {verb.help}" + (f"  [{verb.extra}]" if verb.extra else "") for name, verb in verbs.items()
+            f"  {name:<12} {verb.help}" + (f"  [{verb.extra}]" if verb.extra else "") for name, verb in verbs.items()
         ]
     lines += [
         "",

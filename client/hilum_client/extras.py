@@ -13,7 +13,8 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "dicom": ("pydicom", "openjpeg", "libjpeg", "highdicom"),
     "serve": ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client"),
     "search": ("torch", "monai", "nibabel"),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "export": ("onnx", "onnxconverter_common", "onnxruntime", "onnxscript", "nncf"),
+    "signing": ("model_signing", "OpenSSL"),
     "benchmark": ("SimpleITK", "matplotlib"),
     "cluster": ("ray",),
 }

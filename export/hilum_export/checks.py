@@ -36,6 +36,7 @@ class Checked:
         gates: every check that was made; the ones behind a failed one may be missing.
         audit: what it is made of.
         why: where its answer first differs, if it does.
+        backend: what runs it, where it is not an ONNX file.
         skipped: checks that could not be made here, a sentence each.
     """
 
@@ -45,7 +46,13 @@ class Checked:
     gates: tuple[Gate, ...]
     audit: dict[str, Any]
     why: str = ""
+    backend: str = ""
     skipped: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``fp16``, or ``tensorrt-fp16``."""
+        return f"{self.backend}-{self.precision}" if self.backend else self.precision
 
     @property
     def passed(self) -> bool:

@@ -32,6 +32,7 @@ def export(
     ] = False,
     half: Annotated[bool, typer.Option("--fp16/--no-fp16", help="Whether FP16 is published, too.")] = True,
     int8: Annotated[bool, typer.Option("--int8", help="Publish INT8 for CPUs, too; needs --data.")] = False,
+    sign: Annotated[Path | None, typer.Option(help="Private key to sign the version with.")] = None,
 ) -> None:
     """Publish a trained network as the next version in a Triton model repository.
 
@@ -46,7 +47,7 @@ def export(
     if int8:
         chosen.append("int8")
     with _told() as say:
-        wishes = Wishes(tuple(chosen), data, not no_dice_gate, None, say)
+        wishes = Wishes(tuple(chosen), data, not no_dice_gate, _signer(sign), say)
         done = publish(run, repository, None, wishes)
     for file in done.files:
         typer.echo(_line(file, done.folder))
@@ -64,16 +65,20 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(help="The cases that it was made from: FP16 and INT8 are judged on them again.")
     ] = None,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Check the TensorRT plan of this machine's GPU, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
 ) -> None:
     """Check a published model again: unchanged, whole, within limits, and the runtimes agree on it.
 
-    Ends with 1 where a check failed.
+    Ends with 1 where a check failed, with 3 where a plan is to be checked and there is no GPU.
     """
+    from hilum_export.engine_cli import needs_gpu
     from hilum_export.verify import verify as check
 
-    with _told() as say:
-        done = check(model, version, data, say)
+    with needs_gpu(), _told() as say:
+        done = check(model, version, data, engine=engine, say=say)
     if as_json:
         typer.echo(done.report.decode(), nl=False)
     else:
@@ -82,6 +87,20 @@ def verify(
         typer.echo(f"{done.model.name} {done.model.version}: {end}")
     if not done.passed:
         raise typer.Exit(1)
+
+
+def _signer(key: Path | None) -> Callable[[Path], None] | None:
+    """What signs a complete version before it is seen; the key is tried first."""
+    if key is None:
+        return None
+    from hilum_inference import signed
+
+    signed.check_private_key(key)
+
+    def sign(folder: Path) -> None:
+        signed.sign(folder, key)
+
+    return sign
 
 
 @contextmanager
@@ -96,7 +115,7 @@ def _told() -> Iterator[Callable[[str], None]]:
 def _show(files: Sequence[Checked]) -> None:
     """The checks of every file, one a line."""
     for file in files:
-        typer.echo(f"{file.precision.upper()}  {file.path.name}")
+        typer.echo(f"{file.name.upper()}  {file.path.name}")
         for gate in file.gates:
             typer.echo(f"  {'ok' if gate.passed else 'FAILED':<7}{gate}")
         for sentence in file.skipped:

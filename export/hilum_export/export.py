@@ -156,16 +156,16 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
 
 def _judged(own: Opened, trained: Trained, files: Sequence[Checked], kept: Kept, wishes: Wishes) -> list[Checked]:
     """The files that passed, with what the cases say of them."""
-    opened = {}
+    opened: dict[str, Opened] = {}
     for file in files:
         if file.passed:
             model = Model(complete(trained, file.sha256), 0, file.path.parent, file.path, file.sha256)
-            opened[file.precision] = replace(own, model=model, engine=open_engine(model, EngineSettings()))
+            opened[file.name] = replace(own, model=model, engine=open_engine(model, EngineSettings()))
     bound = recipe_of(trained.training).file.export.dice_drop
     found = dice_gates(own, opened, kept, bound, wishes.report)
     for each in opened.values():
         each.engine.close()
-    judged = [file.with_gates(found.get(file.precision, ())) for file in files]
+    judged = [file.with_gates(found.get(file.name, ())) for file in files]
     judged[0].require()
     return judged
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 
 from hilum_export.gates import Gate
-from hilum_export.precision import Precision
 from hilum_export.runtimes import Windows
 from hilum_inference.preprocess import Source, model_grid
 from hilum_search.cases import Dataset
@@ -77,28 +76,28 @@ def real_windows(opened: Opened, cases: Sequence[Asked], count: int) -> Windows:
 
 
 def dice_gates(
-    own: Opened, files: Mapping[Precision, Opened], kept: Kept, bound: float, report: Report
-) -> dict[Precision, tuple[Gate, ...]]:
+    own: Opened, files: Mapping[str, Opened], kept: Kept, bound: float, report: Report
+) -> dict[str, tuple[Gate, ...]]:
     """For every label: the Dice that a file loses against the network, and the voxels that it answers otherwise.
 
     Args:
-        own: the network in torch.
-        files: the exported files on their engines.
+        own: the network in torch, or what stands for it.
+        files: the exported files on their engines, by precision; INT8 may answer otherwise as long as its Dice stays.
         kept: the cases.
         bound: Dice that a label may lose, 0 to 1.
         report: hears of each case.
     """
-    tallies = {precision: _Tally(own) for precision in files}
+    tallies = {name: _Tally(own) for name in files}
     for number, asked in enumerate(kept.cases, 1):
         report(f"case {number} of {len(kept.cases)}: {asked.what.name}")
         scene = look(own, asked.what)
         answer = segment(own, scene)
-        for precision, opened in files.items():
-            tallies[precision].add(scene.truth, answer, segment(opened, scene))
+        for name, opened in files.items():
+            tallies[name].add(scene.truth, answer, segment(opened, scene))
     where = f"over {len(kept.cases)} {kept.part} case{'s' * (len(kept.cases) > 1)}"
     return {
-        precision: tally.gates(bound, math.inf if precision == "int8" else AGREEMENT_BOUND, where)
-        for precision, tally in tallies.items()
+        name: tally.gates(bound, math.inf if name == "int8" else AGREEMENT_BOUND, where)
+        for name, tally in tallies.items()
     }
 
 

@@ -37,7 +37,7 @@ def report(files: Sequence[Checked], kept: Kept | None = None) -> bytes:
     content = {
         "format": FORMAT,
         "passed": files[0].passed,
-        "networks": {file.precision: _told(file) for file in files},
+        "networks": {file.name: _told(file) for file in files},
         "cases": None if kept is None else {"part": kept.part, "names": [one.what.name for one in kept.cases]},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": platform.machine(),

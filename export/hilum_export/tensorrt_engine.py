@@ -51,6 +51,7 @@ class TensorRTEngine:
     precision = "f16"
 
     def __init__(self, model: Model, plan: Path, machine: Host | None = None) -> None:
+        self.path = plan
         self._machine = machine or host()
         self._manifest = model.manifest
         record = check_engine(plan, network_of(model), self._machine.here)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from hilum_export.repository import LARGEST_BATCH, NETWORKS
 from hilum_export.rtx import rtx_gate
 from hilum_export.runtimes import Outputs, Windows, onnxruntime
 from hilum_export.structure import Structure, structure
+from hilum_export.tensorrt import find_model
+from hilum_export.tensorrt_engine import TensorRTEngine, engine_gates, open_plan
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.repository import CONFIG, Model, Repository
 from hilum_search.evaluate import Opened
@@ -47,7 +50,12 @@ class Verified:
 
 
 def verify(
-    folder: Path, version: int | None = None, data: Path | None = None, say: Callable[[str], None] = lambda _: None
+    folder: Path,
+    version: int | None = None,
+    data: Path | None = None,
+    *,
+    engine: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Verified:
     """Check a model of a repository: its digests, its structure, and the runtimes against each other.
 
@@ -56,13 +64,15 @@ def verify(
     Args:
         folder: of the model.
         version: None: the one that is served.
-        data: folder of the cases that the run was made from: FP16 and INT8 are judged on them again.
+        data: folder of the cases that the run was made from: FP16, INT8 and the plan are judged on them again.
+        engine: check this machine's TensorRT plan, too.
         say: hears of each case.
 
     Raises:
         ExportError: no model there, or no sound ONNX file.
         ModelError: it was changed since its export.
         DataError: the data is not the run's.
+        NoGpuError: a plan is to be checked, and there is no GPU or no TensorRT here.
     """
     if not (folder / CONFIG).is_file():
         raise ExportError(f"There is no model in {folder}: it has no {CONFIG}. Name a model's folder in a repository.")
@@ -74,11 +84,18 @@ def verify(
         if precision != "fp32" and variant is not None:
             models[precision] = Repository([home], variant).model(name, model.version)
     files = {precision: _checked(each, precision, model) for precision, each in models.items()}
-    kept = None
-    if data is not None and all(file.passed for file in files.values()):
-        kept, files = _judged(models, files, data, say)
-    found = tuple(files.values())
-    return Verified(model, found, report(found, kept))
+    found = list(files.values())
+    plan = open_plan(find_model(folder, version)) if engine else None
+    try:
+        if plan is not None:
+            found.append(_planned(folder, model, plan))
+        kept = None
+        if data is not None and all(file.passed for file in found):
+            kept, found = _judged(models, found, data, plan, say)
+    finally:
+        if plan is not None:
+            plan.close()
+    return Verified(model, tuple(found), report(found, kept))
 
 
 def _checked(model: Model, precision: Precision, full: Model) -> Checked:
@@ -107,10 +124,21 @@ def _compiled(checked: Checked, model: Model, found: Structure) -> Checked:
     return replace(checked, skipped=(RTX_MISSING,)) if gate is None else checked.with_gates([gate])
 
 
+def _planned(folder: Path, model: Model, plan: TensorRTEngine) -> Checked:
+    """This machine's plan beside the networks that it was built from."""
+    windows = noise(len(model.manifest.channels), model.manifest.windows.size)
+    digest = hashlib.sha256(plan.path.read_bytes()).hexdigest()
+    return Checked("fp16", plan.path, digest, engine_gates(folder, model.version, windows), {}, backend="tensorrt")
+
+
 def _judged(
-    models: dict[Precision, Model], files: dict[Precision, Checked], data: Path, say: Callable[[str], None]
-) -> tuple[Kept, dict[Precision, Checked]]:
-    """The other precisions on the run's cases, against FP32."""
+    models: Mapping[Precision, Model],
+    files: Sequence[Checked],
+    data: Path,
+    plan: TensorRTEngine | None,
+    say: Callable[[str], None],
+) -> tuple[Kept, list[Checked]]:
+    """The other precisions, and the plan, on the run's cases, against FP32."""
     full = models["fp32"]
     record = full.onnx().with_name(TRAINING)
     if not record.is_file():
@@ -118,15 +146,17 @@ def _judged(
     training = json.loads(record.read_text())
     recipe = recipe_of(training)
     opened = {
-        precision: Opened(model.name, model, open_engine(model, EngineSettings()), recipe.labels)
+        str(precision): Opened(model.name, model, open_engine(model, EngineSettings()), recipe.labels)
         for precision, model in models.items()
     }
+    if plan is not None:
+        opened["tensorrt-fp16"] = Opened(full.name, full, plan, recipe.labels)
     kept = kept_cases(training, data_of(data, recipe, record.parent))
     own = opened.pop("fp32")
     gates = dice_gates(own, opened, kept, recipe.file.export.dice_drop, say)
     for each in (own, *opened.values()):
         each.engine.close()
-    return kept, {precision: file.with_gates(gates.get(precision, ())) for precision, file in files.items()}
+    return kept, [file.with_gates(gates.get(file.name, ())) for file in files]
 
 
 def _answered(model: Model, windows: Windows) -> Outputs:

@@ -46,8 +46,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     Raises:
         ModelError: no such key, or the folder holds what cannot be signed.
     """
-    _library("signing")
-    _private(private_key)
+    check_private_key(private_key)
     for name, kind in _entries(folder):
         if not stat.S_ISREG(kind.st_mode):
             raise ModelError(f"{name} is no plain file; it cannot be signed.", code="not_signed")
@@ -125,6 +124,16 @@ def check_key(public_key: Path) -> None:
     """
     _library("verifying")
     _public(public_key)
+
+
+def check_private_key(private_key: Path) -> None:
+    """Refuse a file that is no private key, before anything is made that it is to sign.
+
+    Raises:
+        ModelError: ``bad_key``, or ``missing_extra``.
+    """
+    _library("signing")
+    _private(private_key)
 
 
 def _verify(folder: Path, public_key: Path, ignored: set[str]) -> None:
