@@ -49,6 +49,19 @@ Answer = Callable[[Sequence[Path]], Labels]
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A library's own mask of a case (one file a channel, or one of all), as stored in that file.
+
+    Attributes:
+        name: how it was made, for the record.
+        answer: makes it.
+    """
+
+    name: str
+    answer: Answer
+
+
+@dataclass(frozen=True)
 class Foreign:
     """A model of another library, understood but not yet compared.
 
@@ -56,69 +69,96 @@ class Foreign:
         network: its network and weights.
         manifest: its rules in our vocabulary.
         origin: library, version and whatever else tells where it comes from; goes into the record.
-        answer: the library's own mask of a case (one file a channel, or one of all), as stored in that file.
+        judges: the library as it is used, then, where its own rounding stands in the way, in full precision.
     """
 
     network: Network
     manifest: Manifest
     origin: Mapping[str, Any]
-    answer: Answer
+    judges: tuple[Judge, ...]
 
 
-def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -> tuple[Exported, dict[str, float | None]]:
-    """Compare one case, then publish; the Dice of each label comes with it, None where neither mask holds the label.
+@dataclass(frozen=True)
+class Agreement:
+    """How far the other library's mask and ours agree on one case.
+
+    Attributes:
+        judge: how the library's mask was made.
+        dice: of each label; None where neither mask holds it.
+    """
+
+    judge: str
+    dice: Mapping[str, float | None]
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The label that agrees least; None where neither mask holds any."""
+        known = {label: score for label, score in self.dice.items() if score is not None}
+        return min(known.items(), key=lambda item: item[1]) if known else None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every label agrees well enough."""
+        return self.worst is not None and self.worst[1] >= SMALLEST_DICE
+
+
+def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -> tuple[Exported, Agreement]:
+    """Compare one case, then publish.
 
     Raises:
         ImportRefusedError: a label of the case does not agree, or the case holds none.
         InputError: the case cannot be read, or has other channels.
         ExportError: as ``export``.
     """
-    found = compare(foreign, images)
-    record = _record(foreign, found)
+    tried = compare(foreign, images)
     size = foreign.manifest.windows.size
     architecture = OwnNetwork(name=f"{foreign.origin['from']} {foreign.origin['network']}")
+    trained = Trained(architecture, foreign.network, foreign.manifest, _record(foreign, tried))
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        write_trained(run, Trained(architecture, foreign.network, foreign.manifest, record))
+        write_trained(run, trained)
         try:
-            return export(run, repository, copy.deepcopy(foreign.network)), found
+            return export(run, repository, copy.deepcopy(foreign.network)), tried[-1]
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
             raise ImportRefusedError(
-                f"The network {foreign.origin['network']} cannot be written as ONNX for windows of {size}: {reason}"
+                f"The network {foreign.origin['network']} cannot be written as ONNX for windows of {size}: "
+                f"{first_line(error)}"
             ) from error
 
 
-def compare(foreign: Foreign, images: Sequence[Path]) -> dict[str, float | None]:
-    """Dice of each label between the library's own mask and our pipeline's.
+def compare(foreign: Foreign, images: Sequence[Path]) -> tuple[Agreement, ...]:
+    """How our pipeline's mask agrees with each judge's; the last one is the first that passes.
 
     Raises:
-        ImportRefusedError: below SMALLEST_DICE, or no label in either mask.
+        ImportRefusedError: none does, or no label is in either mask.
     """
     volume = stack_channels([read_volume(path) for path in images])
     manifest = foreign.manifest
     model = Model(manifest, 0, Path(), Path(), manifest.preprocessing_digest())
     ours = Segmenter(model, TorchEngine(manifest, foreign.network)).segment(volume).labels
-    theirs = foreign.answer(images)
+    tried: list[Agreement] = []
+    for judge in foreign.judges:
+        tried.append(_agreement(judge, manifest, ours, judge.answer(images)))
+        if tried[-1].worst is None:
+            raise ImportRefusedError(
+                f"Neither {foreign.origin['from']} nor Hilum finds a label in this case, so that nothing can be "
+                "compared; give one that shows what the model segments."
+            )
+        if tried[-1].passed:
+            return tuple(tried)
+    label, score = tried[-1].worst or ("", math.nan)
+    raise ImportRefusedError(
+        f"The masks of {foreign.origin['from']} and of Hilum agree on {label!r} with Dice {score:.5f} only, "
+        f"{SMALLEST_DICE} is needed; nothing was published."
+    )
+
+
+def _agreement(judge: Judge, manifest: Manifest, ours: Labels, theirs: Labels) -> Agreement:
     if theirs.shape != ours.shape:
-        raise ImportRefusedError(
-            f"{foreign.origin['from']} answers a mask of {theirs.shape} voxels, the case has {ours.shape}."
-        )
-    scores = dice(ours, theirs, [label.id for label in manifest.labels])
-    found = {label.name: scores[label.id] for label in manifest.labels}
-    known = {name: score for name, score in found.items() if not math.isnan(score)}
-    if not known:
-        raise ImportRefusedError(
-            f"Neither {foreign.origin['from']} nor Hilum finds a label in this case, so that nothing can be compared; "
-            "give one that shows what the model segments."
-        )
-    worst = min(known, key=lambda name: known[name])
-    if known[worst] < SMALLEST_DICE:
-        raise ImportRefusedError(
-            f"The masks of {foreign.origin['from']} and of Hilum agree on {worst!r} with Dice {known[worst]:.5f} only, "
-            f"{SMALLEST_DICE} is needed; nothing was published."
-        )
-    return {name: round(score, 6) if name in known else None for name, score in found.items()}
+        raise ImportRefusedError(f"The mask of {judge.name} has {theirs.shape} voxels, the case has {ours.shape}.")
+    found = dice(ours, theirs, [label.id for label in manifest.labels])
+    scores = {label.name: found[label.id] for label in manifest.labels}
+    return Agreement(judge.name, {name: None if math.isnan(s) else round(s, 6) for name, s in scores.items()})
 
 
 class Whole(nn.Module):
@@ -275,12 +315,12 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, for a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The line of an error that says most, for a sentence."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("Exception thrown in SimpleITK")]
+    return lines[0].removeprefix("sitk::ERROR: ") if lines else type(error).__name__
 
 
-def _record(foreign: Foreign, found: Mapping[str, float | None]) -> dict[str, Any]:
+def _record(foreign: Foreign, tried: Sequence[Agreement]) -> dict[str, Any]:
     """What is known of a training that somebody else did."""
     origin = foreign.origin
     return {
@@ -301,5 +341,10 @@ def _record(foreign: Foreign, found: Mapping[str, float | None]) -> dict[str, An
         "cpu_seconds": 0.0,
         "processor": "",
         "software": {name: version(name) for name in ("hilum", "torch", "numpy")},
-        "imported": {**origin, "dice": dict(found), "smallest_dice": SMALLEST_DICE},
+        "imported": {
+            **origin,
+            "dice": dict(tried[-1].dice),
+            "smallest_dice": SMALLEST_DICE,
+            "compared_with": {agreement.judge: dict(agreement.dice) for agreement in tried},
+        },
     }

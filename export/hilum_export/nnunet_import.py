@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hilum_export.imported import Answer, Foreign, ImportRefusedError, first_line, inside, plain_name, split, unique
+from hilum_export.imported import Foreign, ImportRefusedError, Judge, first_line, inside, plain_name, split, unique
 from hilum_inference.head import Labels
 from hilum_inference.io import read_volume
 from hilum_inference.manifest import (
@@ -80,9 +80,7 @@ def is_results(folder: Path) -> bool:
     return (folder / PLANS).is_file() or (folder / DATASET).is_file()
 
 
-def read_results(
-    folder: Path, name: str | None = None, folds: Sequence[str] = (), *, flips: bool = False
-) -> Foreign:
+def read_results(folder: Path, name: str | None = None, folds: Sequence[str] = (), *, flips: bool = False) -> Foreign:
     """The model in a results folder, ready to be compared.
 
     Args:
@@ -123,8 +121,8 @@ def read_results(
         "folds": len(checkpoints),
         "flips": flips,
     }
-    answer = library.predictor(whole, weights, read)
-    return Foreign(ensemble(parts) if len(parts) > 1 else parts[0], manifest, origin, answer)
+    judges = library.judges(whole, weights, read)
+    return Foreign(ensemble(parts) if len(parts) > 1 else parts[0], manifest, origin, judges)
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,11 @@ class _Read:
     def _channels(self) -> tuple[Channel, ...]:
         schemes = self.rules["normalization_schemes"]
         modalities = [
-            "CT" if scheme == "CTNormalization" or name.upper() == "CT" else "MR" if scheme == "ZScoreNormalization" else ""
+            "CT"
+            if scheme == "CTNormalization" or name.upper() == "CT"
+            else "MR"
+            if scheme == "ZScoreNormalization"
+            else ""
             for name, scheme in zip(self.channels, schemes, strict=True)
         ]
         names = unique(self.channels)
@@ -241,7 +243,9 @@ class _Read:
             return tuple(Label(name=name, id=i) for name, i in zip(values, order, strict=True)), order
         ids = {name: int(value[0]) for name, value in values.items()}
         if sorted(ids.values()) != list(range(1, len(ids) + 1)):
-            raise ImportRefusedError(f"The labels of {DATASET} must be 1, 2, 3 and so on; they are {sorted(ids.values())}.")
+            raise ImportRefusedError(
+                f"The labels of {DATASET} must be 1, 2, 3 and so on; they are {sorted(ids.values())}."
+            )
         return tuple(Label(name=name, id=i) for name, i in sorted(ids.items(), key=lambda item: item[1])), ()
 
     def _geometry(self, spacing: tuple[float, float, float]) -> Geometry:
@@ -266,7 +270,10 @@ class _Read:
     def _intensity(self) -> Intensity:
         schemes, masked = self.rules["normalization_schemes"], self.rules["use_mask_for_norm"]
         figures = self.plans.get("foreground_intensity_properties_per_channel") or {}
-        steps = [_steps(scheme, bool(m), figures.get(str(n))) for n, (scheme, m) in enumerate(zip(schemes, masked, strict=True))]
+        steps = [
+            _steps(scheme, bool(m), figures.get(str(n)))
+            for n, (scheme, m) in enumerate(zip(schemes, masked, strict=True))
+        ]
         uses_mask = any(getattr(step, "scope", "") == "mask" for channel in steps for step in channel)
         return Intensity(
             steps=tuple(steps),
@@ -433,33 +440,63 @@ class _Library:
         if found is not None and found.build_network_architecture is not nnUNetTrainer.build_network_architecture:
             raise ImportRefusedError(f"The trainer {trainer} builds a network of its own, which the plans do not tell.")
 
-    def predictor(self, network: nn.Module, weights: Sequence[Mapping[str, Any]], read: _Read) -> Answer:
-        """nnU-Net's own predictor, from files to a mask."""
+    def judges(self, network: nn.Module, weights: Sequence[Mapping[str, Any]], read: _Read) -> tuple[Judge, ...]:
+        """nnU-Net's own predictor as it is, and with sums in float32.
+
+        nnU-Net sums the windows in float16, which moves voxels whose two best classes are within a thousandth of each
+        other: too many where a label has a few hundred voxels.
+        """
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        def answer(images: Sequence[Path]) -> Labels:
-            with _quiet(), tempfile.TemporaryDirectory() as folder:
-                predictor = nnUNetPredictor(
-                    tile_step_size=STEP,
-                    use_mirroring=bool(read.mirrored),
-                    perform_everything_on_device=False,
-                    device=torch.device("cpu"),
-                    allow_tqdm=False,
-                )
-                plans = PlansManager(copy.deepcopy(dict(read.plans)))
-                rules = plans.get_configuration(read.configuration)
-                # The mask is always written as NIfTI: the ending in the data set's description is not ours to trust.
-                dataset = {**read.dataset, "file_ending": ".nii.gz"}
-                mirrored = read.mirrored or None
-                predictor.manual_initialization(network, plans, rules, list(weights), dataset, "", mirrored)
-                try:
-                    predictor.predict_from_files_sequential([[str(path) for path in images]], [f"{folder}/mask"])
-                except (RuntimeError, ValueError, AssertionError, OSError, KeyError, IndexError) as error:
-                    raise ImportRefusedError(f"nnU-Net cannot segment this case: {first_line(error)}") from error
-                return np.array(read_volume(Path(folder) / "mask.nii.gz").array[0]).astype(np.uint16)
+        def judge(name: str, predictor: type[Any]) -> Judge:
+            return Judge(name, lambda images: _predicted(predictor, network, weights, read, images))
 
-        return answer
+        return judge("nnU-Net", nnUNetPredictor), judge("nnU-Net, sums in float32", _in_float32(nnUNetPredictor))
+
+
+def _predicted(
+    kind: type[Any], network: nn.Module, weights: Sequence[Mapping[str, Any]], read: _Read, images: Sequence[Path]
+) -> Labels:
+    """The mask of nnU-Net's predictor, from files to a file."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        predictor = kind(
+            tile_step_size=STEP,
+            use_mirroring=bool(read.mirrored),
+            perform_everything_on_device=False,
+            device=torch.device("cpu"),
+            allow_tqdm=False,
+        )
+        plans = PlansManager(copy.deepcopy(dict(read.plans)))
+        rules = plans.get_configuration(read.configuration)
+        # The mask is always written as NIfTI: the ending in the data set's description is not ours to trust.
+        dataset = {**read.dataset, "file_ending": ".nii.gz"}
+        predictor.manual_initialization(network, plans, rules, list(weights), dataset, "", read.mirrored or None)
+        try:
+            predictor.predict_from_files_sequential([[str(path) for path in images]], [f"{folder}/mask"])
+        except (RuntimeError, ValueError, AssertionError, OSError, KeyError, IndexError) as error:
+            raise ImportRefusedError(f"nnU-Net cannot segment this case: {first_line(error)}") from error
+        return np.array(read_volume(Path(folder) / "mask.nii.gz").array[0]).astype(np.uint16)
+
+
+def _in_float32(predictor: type[Any]) -> type[Any]:
+    from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+
+    class Float32(predictor):  # type: ignore[misc]
+        def _internal_predict_sliding_window_return_logits(
+            self, data: torch.Tensor, slicers: Sequence[Any], do_on_device: bool = True
+        ) -> torch.Tensor:
+            size = tuple(self.configuration_manager.patch_size)
+            bell = compute_gaussian(size, sigma_scale=1.0 / 8, value_scaling_factor=10, device=self.device).float()
+            sums = torch.zeros((self.label_manager.num_segmentation_heads, *data.shape[1:]))
+            total = torch.zeros(data.shape[1:])
+            for place in slicers:
+                sums[place] += self._internal_maybe_mirror_and_predict(data[place][None].contiguous())[0] * bell
+                total[place[1:]] += bell
+            return sums / total
+
+    return Float32
 
 
 @contextlib.contextmanager
