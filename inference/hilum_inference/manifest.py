@@ -289,7 +289,7 @@ class Manifest(_Part):
     crop: Crop = Crop()
     intensity: Intensity
     windows: Windows
-    way_back: Literal["labels", "logits"] = "labels"
+    way_back: Literal["labels", "logits", "probabilities"] = "labels"
     flips: tuple[tuple[int, ...], ...] = ()
     folds: int = Field(default=1, ge=1)
     post_processing: PostProcessing = PostProcessing()
@@ -317,6 +317,8 @@ class Manifest(_Part):
             raise ValueError("label names and ids must be unique")
         if len(self.intensity.steps) not in (1, len(self.channels)):
             raise ValueError("intensity.steps needs one entry for all channels or one for each")
+        if self.output == "sigmoid-regions" and self.way_back == "probabilities":
+            raise ValueError("way_back probabilities needs output softmax-argmax")
         if self.output == "sigmoid-regions" and sorted(self.region_order) != sorted(ids):
             raise ValueError("region_order must name every label id once")
         if self.head is not None and self.head.classes != self.classes:
@@ -337,8 +339,12 @@ class Manifest(_Part):
 
     @property
     def blends_features(self) -> bool:
-        """Whether windows are blended as features (cheaper where C x folds < K) and the head applied afterwards."""
-        return self.head is not None and self.head.features < self.head.classes
+        """Whether windows are blended as features (cheaper where C x folds < K) and the head applied afterwards.
+
+        Never where probabilities are resampled: softmax comes before resampling then, and is not linear.
+        """
+        linear = self.way_back != "probabilities"
+        return linear and self.head is not None and self.head.features < self.head.classes
 
     def intensity_steps(self, channel: int) -> tuple[Clip | Window | ZScore | Percentile, ...]:
         """The intensity steps of one channel."""
