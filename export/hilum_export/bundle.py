@@ -1,7 +1,7 @@
 """A trained model as a MONAI Bundle, for those who run MONAI and not Hilum.
 
-The network travels as TorchScript: weights and graph in one file that MONAI, its deployment kit and its labelling server
-load as they are; nothing of Hilum is needed to run it, and nothing is pickled.
+The network travels as TorchScript: weights and graph in one file that MONAI and what is built on it load as they are;
+nothing of Hilum is needed to run it, and nothing is pickled.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def write_torchscript(network: Network, manifest: Manifest, path: Path) -> Gate:
     windows = noise(channels, size)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # TorchScript is in maintenance, which nobody can act on here
-        torch.jit.trace(network.eval(), torch.zeros(1, channels, *size), check_trace=False).save(str(path))
-        loaded = torch.jit.load(str(path), map_location="cpu").eval()
+        script: Any = torch.jit
+        script.trace(network.eval(), torch.zeros(1, channels, *size), check_trace=False).save(str(path))
+        loaded = script.load(str(path), map_location="cpu").eval()
         truth, answer = (run(torch.from_numpy(windows)).numpy() for run in (network, loaded))
     gate = Gate("TorchScript logits", difference(answer, truth, truth), BOUNDS["onnxruntime"])
     if not gate.passed:
@@ -198,7 +199,9 @@ def _require(manifest: Manifest) -> None:
     }
     for reason, found in reasons.items():
         if found:
-            raise ExportError(f"{manifest.name} cannot be a MONAI Bundle: {reason}, which MONAI's transforms cannot do.")
+            raise ExportError(
+                f"{manifest.name} cannot be a MONAI Bundle: {reason}, which MONAI's transforms cannot do."
+            )
 
 
 def _preprocessing(manifest: Manifest) -> Iterator[Transform]:

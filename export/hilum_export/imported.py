@@ -5,11 +5,15 @@ It is published only after one case was segmented both by that library and by ou
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
 import math
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hilum_export.errors import ExportError
@@ -167,8 +172,9 @@ class Whole(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.register_state_dict_post_hook(_drop_second_names)
-        self.register_load_state_dict_pre_hook(_add_second_names)
+        hooks: Any = self  # torch does not type them
+        hooks.register_state_dict_post_hook(_drop_second_names)
+        hooks.register_load_state_dict_pre_hook(_add_second_names)
 
     def forward(self, image: Tensor) -> Tensor:
         """Whatever the network answers."""
@@ -314,8 +320,27 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without the prints, warnings and hints of another library, which a user of ours cannot act on."""
+    chosen = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in chosen]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in chosen:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(chosen, levels, strict=True):
+                logger.setLevel(level)
+
+
 def first_line(error: BaseException) -> str:
     """The line of an error that says most, for a sentence."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc']) or 'manifest'}: {first['msg']}"
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("Exception thrown in SimpleITK")]
     return lines[0].removeprefix("sitk::ERROR: ") if lines else type(error).__name__
 
