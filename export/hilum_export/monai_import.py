@@ -197,7 +197,7 @@ def _network(given: Mapping[str, Any]) -> tuple[str, nn.Module]:
     path, _, name = target.rpartition(".")
     if name not in NETWORKS or (path != "" and path != "monai.networks.nets" and not _module_of_nets(path)):
         raise ImportRefusedError(
-            f"network_def names {target or 'nothing'}; of monai.networks.nets these can be imported: {', '.join(NETWORKS)}."
+            f"network_def names {target or 'nothing'}; of monai.networks.nets one can import {', '.join(NETWORKS)}."
         )
     from monai.networks import nets
 

@@ -6,6 +6,7 @@ Weights are read without running anything that they hold; nnU-Net's own predicto
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
 import tempfile
@@ -51,6 +52,8 @@ def read_results(folder: Path, name: str | None = None, folds: Sequence[str] = (
     configuration = _shared(checkpoints, lambda c: c["init_args"]["configuration"], "configuration")
     trainer = _shared(checkpoints, lambda c: c["trainer_name"], "trainer")
     mirrored = _shared(checkpoints, lambda c: tuple(c.get("inference_allowed_mirroring_axes") or ()), "mirroring")
+    if flips and not mirrored:
+        raise ImportRefusedError(f"The trainer {trainer} did not mirror its windows; leave --flips out.")
     try:
         read = Plans(plans, dataset, library.resolve(plans, configuration), configuration, mirrored if flips else ())
         manifest = read.manifest(name)
@@ -196,15 +199,10 @@ class _Library:
 
         One that nnU-Net does not know passes: its weights must fit the network of the plans.
         """
-        import nnunetv2
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-        place = Path(nnunetv2.__path__[0]) / "training" / "nnUNetTrainer"
-        with quiet():
-            found = recursive_find_python_class(str(place), trainer, "nnunetv2.training.nnUNetTrainer")
-        known = isinstance(found, type) and issubclass(found, nnUNetTrainer)
-        if known and found.build_network_architecture is not nnUNetTrainer.build_network_architecture:
+        found = _trainer(trainer)
+        if found is not None and found.build_network_architecture is not nnUNetTrainer.build_network_architecture:
             raise ImportRefusedError(f"The trainer {trainer} builds a network of its own, which the plans do not tell.")
 
     def judges(self, network: nn.Module, weights: Sequence[Mapping[str, Any]], read: Plans) -> tuple[Judge, ...]:
@@ -245,6 +243,25 @@ def _predicted(
         except (RuntimeError, ValueError, AssertionError, OSError, KeyError, IndexError) as error:
             raise ImportRefusedError(f"nnU-Net cannot segment this case: {first_line(error)}") from error
         return np.array(read_volume(Path(folder) / "mask.nii.gz").array[0]).astype(np.uint16)
+
+
+def _trainer(name: str) -> Any:
+    """A trainer of nnU-Net's own by its name; None where it has none of that name.
+
+    Only the module that defines it is imported: some of the others need packages that nobody asked for.
+    """
+    import nnunetv2
+
+    root = Path(nnunetv2.__path__[0])
+    for path in sorted((root / "training" / "nnUNetTrainer").rglob("*.py")):
+        if f"\nclass {name}(" in path.read_text(encoding="utf-8"):
+            module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+            try:
+                with quiet():
+                    return getattr(importlib.import_module(module), name)
+            except ImportError as error:
+                raise ImportRefusedError(f"The trainer {name} needs a package: {first_line(error)}.") from error
+    return None
 
 
 def _in_float32(predictor: type[Any]) -> type[Any]:

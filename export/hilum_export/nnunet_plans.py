@@ -133,7 +133,7 @@ class Plans:
         rules = self.rules
         if rules.get("previous_stage") or "cascade" in self.configuration:
             raise ImportRefusedError(
-                f"{self.configuration} is the second stage of a cascade and takes another model's mask as input; import "
+                f"{self.configuration} is the second stage of a cascade and takes another model's mask; import "
                 "3d_fullres or 3d_lowres instead."
             )
         if len(rules["patch_size"]) != 3:
@@ -171,8 +171,8 @@ class Plans:
             order = tuple(int(value) for value in self.dataset["regions_class_order"])
             if len(order) != len(values) or len(set(order)) != len(order):
                 raise ImportRefusedError(
-                    f"{DATASET} has {len(values)} regions; its regions_class_order {list(order)} must name one value for each, no "
-                    "two the same."
+                    f"{DATASET} has {len(values)} regions; its regions_class_order {list(order)} must name one value "
+                    "for each, no two the same."
                 )
             return tuple(Label(name=name, id=i) for name, i in zip(values, order, strict=True)), order
         ids = {name: int(value[0]) for name, value in values.items()}

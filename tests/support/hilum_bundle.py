@@ -34,7 +34,7 @@ SEGRESNET: dict[str, Any] = {
 
 
 def config(network: dict[str, Any] = UNET) -> dict[str, Any]:
-    """An inference.json as the bundles of MONAI's zoo have it, its ``$`` expressions included where nobody reads them."""
+    """An inference.json as MONAI's zoo has them, ``$`` expressions included where nobody reads them."""
     return copy.deepcopy(
         {
             "bundle_root": ".",
@@ -102,14 +102,16 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def make_bundle(folder: Path, inference: dict[str, Any], *, told: dict[str, Any] | None = None) -> Path:
+def make_bundle(
+    folder: Path, inference: dict[str, Any], *, told: dict[str, Any] | None = None, steps: int = 60
+) -> Path:
     """A bundle whose network has learnt two levels of brightness."""
     from monai.networks import nets
 
     arguments = {k: v for k, v in inference["network_def"].items() if k != "_target_"}
     torch.manual_seed(0)
     network = getattr(nets, inference["network_def"]["_target_"].rpartition(".")[2])(**arguments)
-    teach(network)
+    teach(network, steps)
     for part in ("configs", "models"):
         (folder / part).mkdir(parents=True)
     (folder / "configs" / "inference.json").write_text(json.dumps(inference))
@@ -118,7 +120,7 @@ def make_bundle(folder: Path, inference: dict[str, Any], *, told: dict[str, Any]
     return folder
 
 
-def teach(network: nn.Module, steps: int = 60) -> None:
+def teach(network: nn.Module, steps: int) -> None:
     """Windows scaled as the bundle scales them."""
     optimiser = torch.optim.Adam(network.parameters(), 0.01)
     rng = np.random.default_rng(0)
@@ -128,5 +130,5 @@ def teach(network: nn.Module, steps: int = 60) -> None:
         target = (window[:, 0] > 0.42).long() + (window[:, 0] > 0.75).long()
         loss = nn.functional.cross_entropy(network(window), target)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -1,4 +1,4 @@
-"""Results folders of nnU-Net, made by nnU-Net's own trainer: networks of a few thousand weights that see bright blobs."""
+"""Results folders of nnU-Net, made by its own trainer: networks of a few thousand weights that see bright blobs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+from hilum_inference.io import write_volume
+from hilum_inference.volume import Volume
 
 Image = NDArray[np.float32]
 
@@ -107,6 +110,7 @@ def make_results(
             trainer = nnUNetTrainer(given, "3d_fullres", fold, data, torch.device("cpu"))
             trainer.initialize()
             teach(trainer.network, len(data["channel_names"]), regions="regions_class_order" in data)
+            trainer.inference_allowed_mirroring_axes = (0, 1, 2)  # as it is set when a training starts
             trainer._best_ema = np.float64(0.5)  # as a real training leaves it: a number of numpy's
             trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     results = Path(trainer.output_folder).parent
@@ -133,7 +137,7 @@ def teach(network: nn.Module, channels: int, *, regions: bool, steps: int = 60) 
         else:
             loss = nn.functional.cross_entropy(answer, target)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     decoder.deep_supervision = True
 
@@ -149,3 +153,16 @@ def blobs(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Image,
         image[inside] = value + rng.normal(0, 8, int(inside.sum()))
         where[inside] = label
     return image.astype(np.float32), where.astype(np.float32)
+
+
+def write_case(folder: Path, affine: Any, *, channels: int = 1) -> list[Path]:
+    """A case as nnU-Net names its files, 30 x 26 x 22 voxels; the other channels are noise."""
+    rng = np.random.default_rng(5)
+    image, _ = blobs((30, 26, 22), rng)
+    paths = []
+    for channel in range(channels):
+        values = image if channel == 0 else rng.normal(10, 5, image.shape)
+        paths.append(folder / f"case_{channel:04}.nii.gz")
+        # ITK reads NIfTI-1 alone, so that the affine must be one of float32.
+        write_volume(paths[-1], Volume.from_array(values.astype(np.int16), np.float32(affine)))
+    return paths
