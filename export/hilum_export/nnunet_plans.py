@@ -208,19 +208,16 @@ class Plans:
             _steps(scheme, bool(m), figures.get(str(n)))
             for n, (scheme, m) in enumerate(zip(schemes, masked, strict=True))
         ]
-        uses_mask = any(getattr(step, "scope", "") == "mask" for channel in steps for step in channel)
         return Intensity(
             steps=tuple(steps),
             stage="before-resampling",
-            mask_threshold=0.0,
-            outside=0.0 if uses_mask else None,
         )
 
 
 def _steps(scheme: str, masked: bool, figures: Mapping[str, float] | None) -> tuple[Any, ...]:
     """The steps of one channel."""
     if scheme == "ZScoreNormalization":
-        return (ZScore(scope="mask" if masked else "volume"),)
+        return (ZScore(scope="filled" if masked else "volume"),)
     if scheme == "CTNormalization":
         if figures is None:
             raise ImportRefusedError(f"{PLANS} holds no intensities for a channel that CTNormalization needs them for.")

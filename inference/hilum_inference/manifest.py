@@ -127,10 +127,14 @@ class Window(_Part):
 
 
 class ZScore(_Part):
-    """(value - mean) / sd; fixed figures, or those of the volume or of its mask."""
+    """(value - mean) / sd; fixed figures, or those of the volume or of a mask.
+
+    ``mask``: values above the mask's threshold. ``filled``: voxels that are not 0 in any channel, and the holes between
+    them (nnU-Net); before resampling only.
+    """
 
     rule: Literal["z-score"] = "z-score"
-    scope: Literal["fixed", "volume", "mask"] = "fixed"
+    scope: Literal["fixed", "volume", "mask", "filled"] = "fixed"
     mean: float = 0.0
     sd: float = Field(default=1.0, gt=0)
 
@@ -158,12 +162,24 @@ class Intensity(_Part):
         stage: whether the steps run on the stored voxels or on the resampled ones.
         mask_threshold: the mask of ``scope: mask`` is value > mask_threshold.
         outside: what voxels outside the mask become when any step has ``scope: mask``; None leaves them to the rule.
+            With ``scope: filled`` None is 0.
     """
 
     steps: tuple[tuple[IntensityStep, ...], ...]
     stage: Literal["before-resampling", "after-resampling"] = "after-resampling"
     mask_threshold: float = 0.0
     outside: float | None = None
+
+    @model_validator(mode="after")
+    def _filled_before_resampling(self) -> Self:
+        if self.stage != "before-resampling" and any(self.is_filled(n) for n in range(len(self.steps))):
+            raise ValueError("scope filled needs stage before-resampling")
+        return self
+
+    def is_filled(self, channel: int) -> bool:
+        """Whether a step of this channel has ``scope: filled``."""
+        steps = self.steps[0] if len(self.steps) == 1 else self.steps[channel]
+        return any(isinstance(step, ZScore) and step.scope == "filled" for step in steps)
 
 
 class Windows(_Part):

@@ -228,6 +228,7 @@ class Segmenter:
         slab = 4 * len(manifest.channels) * face * layout.depth
         carried = blend.peak_bytes(layout, self._channels) * (1 if manifest.way_back == "labels" else 2)
         voxels = int(np.prod(volume.grid.shape)) + int(np.prod(grid.shape))
+        carried += voxels * any(manifest.intensity.is_filled(n) for n in range(len(manifest.intensity.steps)))
         label_bytes = 1 if max(label.id for label in manifest.labels) < 256 else 2
         needed = carried + slab + 4 * window * (2 * self._channels + 3 * len(manifest.channels)) + label_bytes * voxels
         seconds = None if self.seconds_a_window is None else self.seconds_a_window * layout.count

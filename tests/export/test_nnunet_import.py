@@ -107,6 +107,12 @@ def two_channels(scheme: str) -> dict[str, Any]:
     return plan | {"foreground_intensity_properties_per_channel": {"0": NORMAL, "1": NORMAL}}
 
 
+def masked() -> dict[str, Any]:
+    plan = two_channels("ZScoreNormalization")
+    plan["configurations"]["3d_fullres"]["use_mask_for_norm"] = [True, True]
+    return plan
+
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "coarse axis, transposed": (anisotropic(), dataset(), np.diag([-1.0, 5.0, 1.25, 1.0])),
     "coarse input": (plans(), dataset(), np.diag([-1.0, 1.25, 5.0, 1.0])),
@@ -117,6 +123,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
         np.array([[0, -1.25, 0, 5], [1.5, 0, 0, 3], [0, 0, -1.0, 7], [0, 0, 0, 1]]),
     ),
     "two channels": (two_channels("ZScoreNormalization"), dataset(channel_names={"0": "T1", "1": "T1"}), AFFINE),
+    "inside a mask": (masked(), dataset(channel_names={"0": "T1", "1": "T2"}), AFFINE),
     "least to greatest": (plans(normalization_schemes=["RescaleTo01Normalization"]), dataset(), AFFINE),
     "regions": (
         plans(),
@@ -130,7 +137,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
 def test_other_plans_give_nnunets_mask_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, data, affine = CASES[name]
     foreign = read_results(make_results(tmp_path, monkeypatch, plan, data))
-    found = scores(foreign, write_case(tmp_path, affine, channels=len(data["channel_names"])))
+    images = write_case(tmp_path, affine, channels=len(data["channel_names"]), skull=name == "inside a mask")
+    found = scores(foreign, images)
     assert set(found.values()) == {1.0}
 
 

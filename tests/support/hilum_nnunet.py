@@ -155,13 +155,20 @@ def blobs(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Image,
     return image.astype(np.float32), where.astype(np.float32)
 
 
-def write_case(folder: Path, affine: Any, *, channels: int = 1) -> list[Path]:
-    """A case as nnU-Net names its files, 30 x 26 x 22 voxels; the other channels are noise."""
+def write_case(folder: Path, affine: Any, *, channels: int = 1, skull: bool = False) -> list[Path]:
+    """A case as nnU-Net names its files, 30 x 26 x 22 voxels; the other channels are noise.
+
+    With ``skull`` all is 0 outside an ellipsoid, and in a hole of it.
+    """
     rng = np.random.default_rng(5)
     image, _ = blobs((30, 26, 22), rng)
     paths = []
     for channel in range(channels):
         values = image if channel == 0 else rng.normal(10, 5, image.shape)
+        if skull:
+            places = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in image.shape], indexing="ij"), -1)
+            values = np.where((places**2).sum(-1) < 0.8, values + 40, 0)
+            values[10:13, 10:13, 8:10] = 0
         paths.append(folder / f"case_{channel:04}.nii.gz")
         # ITK reads NIfTI-1 alone, so that the affine must be one of float32.
         write_volume(paths[-1], Volume.from_array(values.astype(np.int16), np.float32(affine)))
