@@ -47,12 +47,10 @@ WEIGHTS: Final = ("models/model.safetensors", "models/model.pt")
 NETWORKS: Final = (
     "AttentionUnet",
     "BasicUNet",
-    "BasicUNetPlusPlus",
     "DynUNet",
     "HighResNet",
     "SegResNet",
     "SegResNetDS",
-    "SegResNetVAE",
     "SwinUNETR",
     "UNet",
     "UNETR",

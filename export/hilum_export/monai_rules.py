@@ -212,6 +212,8 @@ class Rules:
         self.largest = () if applied_labels is None else tuple(np.atleast_1d(applied_labels).tolist())
 
     def _step(self, step: IntensityStep, *, joint: bool = False) -> None:
+        if any(getattr(earlier, "scope", "") == "mask" for earlier in self.steps):
+            raise ValueError("nonzero must be asked in the last intensity rule")
         self.steps.append(step)
         self.stages.add("after" if self.spacing else "before")
         self.joint |= joint

@@ -222,6 +222,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "classes": (lambda c: c["network_def"].update(out_channels=4), "do not fit network_def"),
     "transform": (before("CropForeground", source_key="image"), "The transform CropForegroundd cannot be expressed"),
     "argument": (before("ScaleIntensity", colour=1), "unexpected keyword argument 'colour'"),
+    "after a mask": (
+        lambda c: c["preprocessing"]["transforms"].__setitem__(
+            slice(4, 5),
+            [
+                {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True},
+                {"_target_": "ScaleIntensityd", "keys": "image"},
+            ],
+        ),
+        "nonzero must be asked in the last intensity rule",
+    ),
     "no inferer": (lambda c: c["inferer"].update(_target_="SimpleInferer"), "must be a SlidingWindowInferer"),
     "regions": (
         lambda c: c["postprocessing"]["transforms"][0].update(softmax=False, sigmoid=True),
