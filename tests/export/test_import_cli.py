@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from hilum_export.errors import ExportError
 from hilum_export.import_cli import import_app
+from hilum_export.imported import SMALLEST_DICE
 from hilum_inference.errors import HilumError
+from hilum_inference.head import Labels
 from hilum_inference.io import read_volume
 from hilum_inference.local import LocalClient
 from hilum_search.metrics import dice
@@ -26,6 +28,12 @@ def invoke(*arguments: object) -> str:
     return done.output
 
 
+def agree(ours: Labels, theirs: Labels) -> bool:
+    """Whether every label that one of both holds has the Dice that an import asks for."""
+    found = [score for score in dice(ours, theirs, [1, 2]).values() if not np.isnan(score)]
+    return bool(found) and min(found) >= SMALLEST_DICE
+
+
 def test_an_nnunet_results_folder_is_published_and_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hilum_export.nnunet_import import read_results
 
@@ -36,14 +44,12 @@ def test_an_nnunet_results_folder_is_published_and_segments(tmp_path: Path, monk
     assert "models/tiny/1: tiny" in told
     mask = LocalClient([tmp_path / "models"]).segment(image).segmentation.labels
     theirs = read_results(results).judges[-1].answer([image])
-    assert min(dice(mask, theirs, [1, 2]).values()) >= 0.999
+    assert agree(mask, theirs)
     record = json.loads((tmp_path / "models" / "tiny" / "1" / "training.json").read_text())["imported"]
     assert (record["from"], record["folds"], record["configuration"]) == ("nnU-Net", 2, "3d_fullres")
-    assert min(record["dice"].values()) >= 0.999
+    assert min(score for score in record["dice"].values() if score is not None) >= SMALLEST_DICE
     card = (tmp_path / "models" / "tiny" / "1" / "card.md").read_text()
-    assert "| imported from | nnU-Net 2.8.1, PlainConvUNet; on one case its mask and ours agreed with Dice 0.99" in (
-        card.replace("Dice 1.00000", "Dice 0.99")
-    )
+    assert "| imported from | nnU-Net 2.8.1, PlainConvUNet; on one case its mask and ours agreed with Dice " in card
     assert "0 CPU seconds" not in card
 
 
@@ -53,11 +59,11 @@ def test_a_bundle_is_published_and_segments(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "tiny", config(SEGRESNET))
     (image,) = write_case(tmp_path, AFFINE)
     told = invoke(bundle, "--repository", tmp_path / "models", "--image", image)
-    assert "liver: Dice 1.00000 between MONAI and Hilum" in told
+    assert "between MONAI and Hilum" in told
     done = LocalClient([tmp_path / "models"]).segment(image, out=tmp_path / "mask.nii.gz")
     assert done.model == "tiny-ct-segmentation"
     mask = read_volume(tmp_path / "mask.nii.gz").array[0]
-    assert min(dice(mask, read_bundle(bundle).judges[0].answer([image]), [1, 2]).values()) >= 0.999
+    assert agree(mask, read_bundle(bundle).judges[0].answer([image]))
 
 
 def test_a_bundle_has_no_folds(tmp_path: Path) -> None:
