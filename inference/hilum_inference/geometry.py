@@ -218,10 +218,10 @@ def fit(grid: Grid, geometry: Geometry, box: Box | None = None) -> ModelGrid:
 
 def _axis_map(size: int, have: float, want: float, order: int, align: str) -> AxisMap:
     if align == "edges":
-        count = max(int(np.round(size * have / want)), 1)
+        count = max(int(np.round(have / want * size)), 1)  # in nnU-Net's order, so that halves are rounded as there
         step = size / count
         return AxisMap(size, count, step, step / 2 - 0.5, order)
-    count = int(np.round((size - 1) * have / want + 1))
+    count = int(np.round(have * (1 / want) * (size - 1) + 1))  # in MONAI's order, for the same reason
     return AxisMap(size, count, want / have, 0.0, order)
 
 

@@ -24,6 +24,7 @@ class Decider:
 
     def __init__(self, manifest: Manifest, features: bool) -> None:
         self._regions = manifest.output == "sigmoid-regions"
+        self._soft = manifest.way_back == "probabilities"
         ids = [label.id for label in manifest.labels]
         self.dtype: type[np.uint8] | type[np.uint16] = np.uint8 if max(ids) < 256 else np.uint16
         self._ids = np.array(ids if self._regions else [0, *ids], self.dtype)
@@ -48,6 +49,13 @@ class Decider:
             part = slice(first, first + CHUNK)
             out[part] = self._decide(self._logits(flat[part], weight[part], joined))
         return out.reshape(weights.shape)
+
+    def resampled(self, means: NDArray[np.float32]) -> None:
+        """Turn (..., K) blended logits, in place, into what is resampled: themselves, or their softmax."""
+        if self._soft:
+            means -= means.max(axis=-1, keepdims=True)
+            np.exp(means, out=means)
+            means /= means.sum(axis=-1, keepdims=True)
 
     def _logits(
         self, sums: NDArray[np.float32], weights: NDArray[np.float32], joined: NDArray[np.float32]

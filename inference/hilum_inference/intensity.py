@@ -1,4 +1,7 @@
-"""Intensity rules of a manifest, applied in place to float32 blocks; rules of the whole volume read it once first."""
+"""Intensity rules of a manifest, applied in place to float32 blocks; rules of the whole volume read it once first.
+
+Where a step has ``scope: filled`` the blocks come with NaN outside that mask: it is no matter of a voxel's value.
+"""
 
 from __future__ import annotations
 
@@ -40,28 +43,30 @@ class Normaliser:
     steps: tuple[Linear, ...]
     mask_threshold: float | None = None
     outside: float | None = None
+    filled: bool = False
 
     def apply(self, block: Values) -> None:
         """Normalise a float32 block in place."""
         hidden = None
-        if self.mask_threshold is not None and self.outside is not None:
+        if self.filled:
+            hidden = np.isnan(block)
+        elif self.mask_threshold is not None and self.outside is not None:
             hidden = block <= np.float32(self.mask_threshold)
         for step in self.steps:
             step.apply(block)
         if hidden is not None:
-            block[hidden] = np.float32(self.outside)
+            block[hidden] = np.float32(self.outside or 0.0)
 
 
 def fit(intensity: Intensity, steps: tuple[Step, ...], blocks: Callable[[], Iterable[Values]]) -> Normaliser:
     """The rules with their figures; ``blocks`` gives the whole channel, block by block, each time it is called."""
     fitted: list[Linear] = []
-    uses_mask = False
-    for step in steps:
-        masked = getattr(step, "scope", "") == "mask"
-        uses_mask |= masked
-        threshold = intensity.mask_threshold if masked else None
+    scopes = [getattr(step, "scope", "") for step in steps]
+    for step, scope in zip(steps, scopes, strict=True):
+        threshold = {"mask": intensity.mask_threshold, "filled": -np.inf}.get(scope)  # NaN is above nothing
         fitted.append(_fit_step(step, fitted, threshold, blocks))
-    return Normaliser(tuple(fitted), intensity.mask_threshold if uses_mask else None, intensity.outside)
+    threshold = intensity.mask_threshold if "mask" in scopes else None
+    return Normaliser(tuple(fitted), threshold, intensity.outside, "filled" in scopes)
 
 
 def _fit_step(

@@ -127,10 +127,14 @@ class Window(_Part):
 
 
 class ZScore(_Part):
-    """(value - mean) / sd; fixed figures, or those of the volume or of its mask."""
+    """(value - mean) / sd; fixed figures, or those of the volume or of a mask.
+
+    ``mask``: values above the mask's threshold. ``filled``: voxels that are not 0 in any channel, and the holes between
+    them (nnU-Net); before resampling only.
+    """
 
     rule: Literal["z-score"] = "z-score"
-    scope: Literal["fixed", "volume", "mask"] = "fixed"
+    scope: Literal["fixed", "volume", "mask", "filled"] = "fixed"
     mean: float = 0.0
     sd: float = Field(default=1.0, gt=0)
 
@@ -158,12 +162,24 @@ class Intensity(_Part):
         stage: whether the steps run on the stored voxels or on the resampled ones.
         mask_threshold: the mask of ``scope: mask`` is value > mask_threshold.
         outside: what voxels outside the mask become when any step has ``scope: mask``; None leaves them to the rule.
+            With ``scope: filled`` None is 0.
     """
 
     steps: tuple[tuple[IntensityStep, ...], ...]
     stage: Literal["before-resampling", "after-resampling"] = "after-resampling"
     mask_threshold: float = 0.0
     outside: float | None = None
+
+    @model_validator(mode="after")
+    def _filled_before_resampling(self) -> Self:
+        if self.stage != "before-resampling" and any(self.is_filled(n) for n in range(len(self.steps))):
+            raise ValueError("scope filled needs stage before-resampling")
+        return self
+
+    def is_filled(self, channel: int) -> bool:
+        """Whether a step of this channel has ``scope: filled``."""
+        steps = self.steps[0] if len(self.steps) == 1 else self.steps[channel]
+        return any(isinstance(step, ZScore) and step.scope == "filled" for step in steps)
 
 
 class Windows(_Part):
@@ -289,7 +305,7 @@ class Manifest(_Part):
     crop: Crop = Crop()
     intensity: Intensity
     windows: Windows
-    way_back: Literal["labels", "logits"] = "labels"
+    way_back: Literal["labels", "logits", "probabilities"] = "labels"
     flips: tuple[tuple[int, ...], ...] = ()
     folds: int = Field(default=1, ge=1)
     post_processing: PostProcessing = PostProcessing()
@@ -317,6 +333,8 @@ class Manifest(_Part):
             raise ValueError("label names and ids must be unique")
         if len(self.intensity.steps) not in (1, len(self.channels)):
             raise ValueError("intensity.steps needs one entry for all channels or one for each")
+        if self.output == "sigmoid-regions" and self.way_back == "probabilities":
+            raise ValueError("way_back probabilities needs output softmax-argmax")
         if self.output == "sigmoid-regions" and sorted(self.region_order) != sorted(ids):
             raise ValueError("region_order must name every label id once")
         if self.head is not None and self.head.classes != self.classes:
@@ -337,8 +355,12 @@ class Manifest(_Part):
 
     @property
     def blends_features(self) -> bool:
-        """Whether windows are blended as features (cheaper where C x folds < K) and the head applied afterwards."""
-        return self.head is not None and self.head.features < self.head.classes
+        """Whether windows are blended as features (cheaper where C x folds < K) and the head applied afterwards.
+
+        Never where probabilities are resampled: softmax comes before resampling then, and is not linear.
+        """
+        linear = self.way_back != "probabilities"
+        return linear and self.head is not None and self.head.features < self.head.classes
 
     def intensity_steps(self, channel: int) -> tuple[Clip | Window | ZScore | Percentile, ...]:
         """The intensity steps of one channel."""

@@ -237,8 +237,9 @@ class Segmenter:
         window = int(np.prod(layout.size)) * manifest.windows.batch
         face = int(np.prod(layout.shape)) // layout.shape[layout.sweep[0]]
         slab = 4 * len(manifest.channels) * face * layout.depth
-        carried = blend.peak_bytes(layout, self._channels) * (2 if manifest.way_back == "logits" else 1)
+        carried = blend.peak_bytes(layout, self._channels) * (1 if manifest.way_back == "labels" else 2)
         voxels = int(np.prod(volume.grid.shape)) + int(np.prod(grid.shape))
+        carried += voxels * any(manifest.intensity.is_filled(n) for n in range(len(manifest.intensity.steps)))
         label_bytes = 1 if max(label.id for label in manifest.labels) < 256 else 2
         ahead = self._ahead
         batches = 4 * window * ((ahead + 1) * self._channels + (ahead + 2) * len(manifest.channels))

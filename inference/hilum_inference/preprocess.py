@@ -195,7 +195,8 @@ class Source:
 
     def _stored(self, channel: int, axis: int, low: int, high: int) -> NDArray[np.float32]:
         """(d, h, w) float32 values of a slab of the box, kept in the order of the stored memory."""
-        part = self._view[channel][*(slice(low, high) if a == axis else slice(None) for a in range(3))]
+        part_of = [slice(low, high) if a == axis else slice(None) for a in range(3)]
+        part = self._view[channel][*part_of]
         order = sorted(range(3), key=lambda a: -abs(part.strides[a]))
         block = np.array(part.transpose(order), np.float32, order="C")
         if part.dtype.kind == "f" and not np.isfinite(block.sum()) and not np.isfinite(block).all():
@@ -208,7 +209,20 @@ class Source:
             block *= np.float32(self._volume.slope)
         if self._volume.intercept != 0.0:
             block += np.float32(self._volume.intercept)
-        return block.transpose(np.argsort(order))
+        block = block.transpose(np.argsort(order))
+        if self._manifest.intensity.is_filled(channel):
+            block[~self._filled[*part_of]] = np.nan
+        return block
+
+    @cached_property
+    def _filled(self) -> NDArray[np.bool_]:
+        """(d, h, w) of the box: what is not 0 in any channel, and holes in it from which no path of faces leads out."""
+        import cc3d
+
+        zero = -self._volume.intercept / (self._volume.slope or 1.0)  # in stored units
+        empty = np.pad(np.logical_and.reduce([channel == zero for channel in self._view]), 1, constant_values=True)
+        parts = cc3d.connected_components(empty, connectivity=6)
+        return np.asarray(parts != parts[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
     def _resampled(self, block: NDArray[np.float32], sweep: int, first: int, last: int) -> NDArray[np.float32]:
         """Resample a slab along all axes, the one that shrinks most first."""

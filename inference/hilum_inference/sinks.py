@@ -72,7 +72,8 @@ class ChannelSink:
     """Resamples blended channels to the input's grid before it decides (nnU-Net's way), a plane at a time.
 
     Blending, normalising, trilinear resampling and the head are all linear, so their order does not matter; memory
-    stays that of a few planes of channels.
+    stays that of a few planes of channels. Probabilities (the way of most MONAI Bundles) are made of the blended logits
+    before they are resampled.
     """
 
     def __init__(self, source: Source, grid: ModelGrid, decider: Decider, stored: NDArray[np.generic]) -> None:
@@ -101,6 +102,7 @@ class ChannelSink:
         depth = block.sums.shape[across]
         where[across] = slice(block.start[across], block.start[across] + depth)
         np.divide(block.sums, block.weights[..., None], out=slab[*where])
+        self._decider.resampled(slab[*where])
         self._slabs[first] = (slab, filled + depth)
         if filled + depth == self._layout.shape[across]:
             del self._slabs[first]

@@ -37,6 +37,9 @@ def _facts(manifest: Manifest, training: Mapping[str, Any]) -> list[tuple[str, s
     recipe, provenance = training["recipe"], manifest.provenance
     software = ", ".join(f"{name} {version}" for name, version in training["software"].items())
     parts = _count(training["cases"])
+    imported = training.get("imported")
+    steps = f"{training['step']:,} of {recipe['training']['batch']} windows, seed {training['seed']}"
+    cost = f"{training['cpu_seconds']:,.0f} CPU seconds ({training['processor']})"
     facts = [
         ("name", f"`{manifest.name}`"),
         ("network", _network(recipe["architecture"], training["parameters"])),
@@ -47,13 +50,21 @@ def _facts(manifest: Manifest, training: Mapping[str, Any]) -> list[tuple[str, s
         ("ensemble", f"{len(training['folds'])} folds, logits averaged" if training.get("folds") else ""),
         ("cases", ", ".join(f"{count} {part}" for part, count in parts.items())),
         ("fine-tuned from", f"weights with SHA-256 `{training['start'][:12]}`" if training["start"] else ""),
-        ("steps", f"{training['step']:,} of {recipe['training']['batch']} windows, seed {training['seed']}"),
-        ("cost", f"{training['cpu_seconds']:,.0f} CPU seconds ({training['processor']})"),
+        ("imported from", _origin(imported) if imported else ""),
+        ("steps", "" if imported else steps),
+        ("cost", "" if imported else cost),
         ("recipe", f"SHA-256 `{training['recipe_digest'][:12]}`" if training["recipe_digest"] else ""),
         ("made with", software),
         ("licence", provenance.licence or "not told"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _origin(imported: Mapping[str, Any]) -> str:
+    """Where a model of another library comes from, and how well its masks agreed there and here."""
+    library = f"{imported['from']} {imported['version']}"
+    agreed = min(score for score in imported["dice"].values() if score is not None)
+    return f"{library}, {imported['network']}; on one case its mask and ours agreed with Dice {agreed:.5f} or more"
 
 
 def _network(architecture: Mapping[str, Any], parameters: int) -> str:
@@ -103,6 +114,8 @@ def _scores(training: Mapping[str, Any]) -> list[str]:
 def _cases(training: Mapping[str, Any]) -> list[str]:
     cases: Sequence[Mapping[str, Any]] = training["cases"]
     slabs = [case for case in cases if case["planes"] is not None]
+    if not cases:
+        return ["Not told."]
     lines = []
     if slabs:
         lines += ["Slabs of one volume count as cases here; they share no voxel, but they are the same patient.", ""]

@@ -25,6 +25,24 @@ def test_doctests() -> None:
     assert doctest.testmod(geometry).failed == 0
 
 
+@pytest.mark.parametrize(("size", "have", "want"), [(175, 0.5, 1.4), (10, 0.6, 0.8), (26, 0.6, 0.8), (33, 0.75, 1.5)])
+def test_halves_of_a_voxel_are_rounded_as_in_nnunet(size: int, have: float, want: float) -> None:
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+    grid = Grid((size, size, size), np.diag([have, have, have, 1]))
+    expected = tuple(compute_new_shape([size] * 3, [have] * 3, [want] * 3))
+    assert fit(grid, Geometry(orientation="native", spacing=(want, want, want), align="edges")).shape == expected
+
+
+@pytest.mark.parametrize(("size", "have", "want"), [(55, 0.6, 0.8), (319, 0.6, 0.8), (103, 0.6, 0.8), (34, 0.75, 1.5)])
+def test_halves_of_a_voxel_are_rounded_as_in_monai(size: int, have: float, want: float) -> None:
+    from monai.data.utils import compute_shape_offset
+
+    grid = Grid((size, size, size), np.diag([have, have, have, 1]))
+    expected, _ = compute_shape_offset((size,) * 3, grid.affine, np.diag([want, want, want, 1]))
+    assert fit(grid, Geometry(spacing=(want, want, want))).shape == tuple(expected)
+
+
 @pytest.mark.parametrize("order", [0, 1, 3])
 @pytest.mark.parametrize(("n", "m"), [(17, 40), (40, 17), (5, 9), (2, 5), (1, 3)])
 def test_edges_alignment_equals_scikit_image(n: int, m: int, order: int) -> None:

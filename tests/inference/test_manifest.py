@@ -41,6 +41,8 @@ def test_json_round_trip_keeps_everything_and_the_digest() -> None:
         ({"flips": [[3]]}, "flip"),
         ({"tensors": {"features": "features"}}, "head"),
         ({"output": "sigmoid-regions"}, "region_order"),
+        ({"output": "sigmoid-regions", "way_back": "probabilities"}, "needs output softmax-argmax"),
+        ({"intensity": {"steps": [[{"rule": "z-score", "scope": "filled"}]]}}, "before-resampling"),
         ({"post_processing": {"largest_component": ["heart"]}}, "heart"),
     ],
 )

@@ -90,6 +90,30 @@ def test_percentile_inside_a_mask() -> None:
     assert (got[~inside] == -1).all()
 
 
+@pytest.mark.parametrize("intercept", [0.0, -50.0])
+def test_a_filled_mask_is_nnunets(intercept: float) -> None:
+    """Holes count, a bay does not, and what only another channel holds counts too."""
+    from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import ZScoreNormalization
+
+    image = np.random.default_rng(0).normal(300, 90, (2, 24, 22, 20)).astype(np.float32).round()
+    image[:, :4], image[:, :, 18:] = 0, 0
+    image[:, 10:13, 8:11, 9:12] = 0  # a hole
+    image[:, 15:18, 5:8, :9] = 0  # a bay, open at the edge of the volume
+    image[0, 6:9, 3:6, 4:7] = 0  # empty in one channel alone
+    image[:, 9, 15, 15] = -40
+    stored = Volume(image - np.float32(intercept), Volume.from_array(image).grid, intercept=intercept)
+    described = manifest(
+        channels=[{"name": "t1"}, {"name": "t2"}],
+        intensity={"steps": [[{"rule": "z-score", "scope": "filled"}]], "stage": "before-resampling"},
+        windows={"size": (16, 16, 16), "placement": "nnunet", "weights": "nnunet"},
+    )
+    mask = np.where(create_nonzero_mask(image), 0, -1)
+    assert 0 < (mask < 0).sum() < (image[0] == 0).sum()
+    expected = [ZScoreNormalization(True, {}).run(channel.copy(), mask) for channel in image]
+    np.testing.assert_allclose(_whole(stored, described), np.stack(expected), atol=1e-4)
+
+
 def test_rescale_of_the_file_is_applied_once() -> None:
     image = phantom((20, 20, 20))
     stored = ((image + 1024) * 2).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Channels resampled before the decision equal: blend everything, resample the logits, argmax."""
+"""Channels resampled before the decision equal: blend everything, resample logits or their softmax, argmax."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from hilum_inference.preprocess import Source, model_grid
 from hilum_inference.volume import Volume
 
 
+@pytest.mark.parametrize("way_back", ["logits", "probabilities"])
 @pytest.mark.parametrize("with_head", [False, True], ids=["logits", "features"])
 @pytest.mark.parametrize("shape", [(40, 36, 30), (20, 50, 24), (12, 30, 60)])
-def test_logits_way_back_equals_resampled_logits(tmp_path: Path, shape: tuple[int, int, int], with_head: bool) -> None:
+def test_channels_way_back_equals_resampled_channels(
+    tmp_path: Path, shape: tuple[int, int, int], with_head: bool, way_back: str
+) -> None:
     geometry = {"spacing": (1.3, 1.6, 1.45), "align": "edges"}
-    described = manifest(geometry=geometry, way_back="logits")
+    described = manifest(geometry=geometry, way_back=way_back)
     model, net = publish_tiny(tmp_path, described, features=2, with_head=with_head)
     volume = Volume.from_array(np.random.default_rng(0).normal(50, 150, shape).astype(np.int16))
     grid = model_grid(volume, described)
@@ -34,6 +37,8 @@ def test_logits_way_back_equals_resampled_logits(tmp_path: Path, shape: tuple[in
         logits = sliding_window_inference(
             torch.from_numpy(image)[None], (16, 16, 16), 1, net.eval(), 0.5, mode="gaussian"
         )
+    if way_back == "probabilities":
+        logits = logits.softmax(1)
     back = [
         resize(c, shape, order=1, mode="edge", anti_aliasing=False) for c in logits[0].numpy()[(slice(None), *inside)]
     ]
