@@ -42,6 +42,7 @@ GROUPS: Final[dict[str, dict[str, Verb]]] = {
         "train": Verb("hilum_search.train_cli:train_app", "search", "Train a network on labelled volumes"),
         "evaluate": Verb("hilum_search.evaluate_cli:evaluate_app", "search", "Score a model on labelled volumes"),
         "export": Verb("hilum_export.cli:export_app", "export", "Write a trained network into a model repository"),
+        "import": Verb("hilum_export.import_cli:import_app", "export", "Take over a model of MONAI or nnU-Net"),
         "verify": Verb("hilum_export.cli:verify_app", "export", "Check a published model again"),
         "build-engine": Verb(
             "hilum_export.engine_cli:build_engine_app", "export", "Build a TensorRT plan, on the machine with the GPU"

@@ -81,7 +81,7 @@ def write_torchscript(network: Network, manifest: Manifest, path: Path) -> Gate:
         script.trace(network.eval(), torch.zeros(1, channels, *size), check_trace=False).save(str(path))
         loaded = script.load(str(path), map_location="cpu").eval()
         truth, answer = (run(torch.from_numpy(windows)).numpy() for run in (network, loaded))
-    gate = Gate("TorchScript logits", difference(answer, truth, truth), BOUNDS["onnxruntime"])
+    gate = Gate("TorchScript logits", difference(answer, truth, truth), BOUNDS["fp32"]["onnxruntime"])
     if not gate.passed:
         raise GateError(f"The TorchScript failed a check: {gate}; nothing was written.")
     return gate

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hilum_export.checks import Checked
+    from hilum_export.export import Exported
     from hilum_export.precision import Precision
 
 export_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -33,6 +34,7 @@ def export(
     half: Annotated[bool, typer.Option("--fp16/--no-fp16", help="Whether FP16 is published, too.")] = True,
     int8: Annotated[bool, typer.Option("--int8", help="Publish INT8 for CPUs, too; needs --data.")] = False,
     sign: Annotated[Path | None, typer.Option(help="Private key to sign the version with.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Write a MONAI Bundle into this new folder, too.")] = None,
 ) -> None:
     """Publish a trained network as the next version in a Triton model repository.
 
@@ -47,15 +49,11 @@ def export(
     if int8:
         chosen.append("int8")
     with _told() as say:
-        wishes = Wishes(tuple(chosen), data, not no_dice_gate, _signer(sign), say)
+        wishes = Wishes(tuple(chosen), data, not no_dice_gate, bundle, _signer(sign), say)
         done = publish(run, repository, None, wishes)
-    for file in done.files:
-        typer.echo(_line(file, done.folder))
-    for file in done.withheld:
-        typer.echo(f"{file.precision.upper()} was not published: {file.failure}", err=True)
-    if done.kept is None:
+    show_published(done)
+    if no_dice_gate:
         typer.echo("No case was segmented with it: hilum models shows that.", err=True)
-    typer.echo(str(done.folder))
 
 
 @verify_app.command(epilog="Example: hilum verify model_repository/abdomen-ct-demo")
@@ -122,6 +120,15 @@ def _show(files: Sequence[Checked]) -> None:
             typer.echo(f"  skipped {sentence}")
         if file.why:
             typer.echo(f"  {file.why}")
+
+
+def show_published(done: Exported) -> None:
+    """What was published, what was not and why, and where it lies."""
+    for file in done.files:
+        typer.echo(_line(file, done.folder))
+    for file in done.withheld:
+        typer.echo(f"{file.precision.upper()} was not published: {file.failure}", err=True)
+    typer.echo(str(done.folder))
 
 
 def _line(file: Checked, folder: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hilum_export.bundle import write_bundle
 from hilum_export.checks import TENSORS, Checked, Subject, check
 from hilum_export.errors import ExportError
 from hilum_export.gates import head_arrays
@@ -42,6 +44,7 @@ class Wishes:
         precisions: of the files; FP32 is always among them.
         data: folder of the cases that the run was made from; None: none at hand.
         dice_gate: whether cases decide; False is written into the manifest.
+        bundle: folder of a MONAI Bundle to be written, too; None: none.
         finish: sees the complete version before anybody else does, such as to sign it.
         report: hears what is being done.
     """
@@ -49,6 +52,7 @@ class Wishes:
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     data: Path | None = None
     dice_gate: bool = True
+    bundle: Path | None = None
     finish: Callable[[Path], None] | None = None
     report: Callable[[str], None] = lambda _: None
 
@@ -92,7 +96,8 @@ def export(run: Path, repository: Path, network: Network | None = None, wishes: 
     Raises:
         DataError: ``run`` is no trained model, or the data is not the run's.
         GateError: the FP32 file does not compute what the network computes.
-        ExportError: no data where data must decide; weights that answer nothing but zeros.
+        ExportError: no data where data must decide; weights that answer nothing but zeros; a bundle that is there
+            already, or that cannot say what the manifest does.
     """
     wishes = wishes or Wishes()
     trained = read_trained(run, network)
@@ -105,10 +110,19 @@ def export(run: Path, repository: Path, network: Network | None = None, wishes: 
         files = _written(own, trained, wishes, kept, Path(folder))
         if wishes.dice_gate and kept is not None:
             files = _judged(own, trained, files, kept, wishes)
-        return _published(repository, trained, files, kept, wishes)
+        if wishes.bundle is None:
+            return _published(repository, trained, files, kept, wishes)
+        write_bundle(trained, complete(trained, files[0].sha256), wishes.bundle)
+        try:
+            return _published(repository, trained, files, kept, wishes)
+        except BaseException:  # both or none
+            shutil.rmtree(wishes.bundle, ignore_errors=True)
+            raise
 
 
 def _refuse(trained: Trained, wishes: Wishes) -> None:
+    if wishes.bundle is not None and wishes.bundle.exists():
+        raise ExportError(f"{wishes.bundle} is there already; name a folder that is not.")
     if wishes.data is None and wishes.dice_gate:
         raise ExportError(
             "Nothing says yet that the exported network segments as the trained one does: name the folder of the cases "

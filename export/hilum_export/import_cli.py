@@ -35,6 +35,7 @@ def import_(
 
     Example: hilum import nnUNetTrainer__nnUNetPlans__3d_fullres --repository models --image case_0000.nii.gz
     """
+    from hilum_export.cli import show_published
     from hilum_export.imported import ImportRefusedError, publish_import
     from hilum_export.monai_import import is_bundle, read_bundle
     from hilum_export.nnunet_import import is_results, read_results
@@ -53,6 +54,4 @@ def import_(
     for label, score in agreement.dice.items():
         told = "in neither mask" if score is None else f"Dice {score:.5f}"
         typer.echo(f"{label}: {told} between {agreement.judge} and Hilum")
-    for gate in done.gates:
-        typer.echo(str(gate))
-    typer.echo(f"{done.folder}: {done.manifest.name}, {done.bytes / 1e6:.1f} MB")
+    show_published(done)

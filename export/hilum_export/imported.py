@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hilum_export.errors import ExportError
-from hilum_export.export import Exported, export
+from hilum_export.export import Exported, Wishes, export
 from hilum_inference.head import Labels
 from hilum_inference.io import read_volume, stack_channels
 from hilum_inference.manifest import Manifest
@@ -123,7 +123,9 @@ def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -
         run = Path(folder) / "run"
         write_trained(run, trained)
         try:
-            return export(run, repository, copy.deepcopy(foreign.network)), tried[-1]
+            # The case that both libraries segmented has decided already.
+            wishes = Wishes(dice_gate=False)
+            return export(run, repository, copy.deepcopy(foreign.network), wishes), tried[-1]
         except torch.onnx.errors.OnnxExporterError as error:
             raise ImportRefusedError(
                 f"The network {foreign.origin['network']} cannot be written as ONNX for windows of {size}: "
