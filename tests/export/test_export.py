@@ -1,23 +1,33 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
 from hilum_export import checks
 from hilum_export import export as module
 from hilum_export.checks import Checked, Subject
+from hilum_export.cli import export_app
 from hilum_export.errors import ExportError, GateError
 from hilum_export.export import Wishes, export
 from hilum_export.gates import Gate
 from hilum_export.precision import Precision
 from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.errors import ModelError
+from hilum_inference.manifest import Manifest
 from hilum_inference.repository import Repository
 from hilum_inference.volume import Volume
 from hilum_search.architecture import parse_architecture
+from hilum_search.errors import DataError
 from hilum_search.evaluate import open_trained
 from hilum_search.network import build
 from hilum_search.trained import Trained, write_ensemble, write_trained
@@ -152,3 +162,51 @@ def test_a_published_model_is_scored_by_its_own_ids(run: Path, tmp_path: Path) -
     assert [(label.name, label.from_ids) for label in labels] == [("lesion", (1,))]
     volume = Volume.from_array(np.random.default_rng(0).normal(0, 1, (2, 16, 16, 8)).astype(np.float32))
     assert segmenter.segment(volume).labels.shape == (16, 16, 8)
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "weights.safetensors", "manifest.json", "training.json"])
+def test_a_run_that_lacks_a_file(run: Path, tmp_path: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(DataError, match=f"{re.escape(name)} is missing"):
+        export(run, tmp_path / "models", wishes=PLAIN)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_pickle_in_place_of_weights_is_not_run(run: Path, tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "harm",))
+
+    (run / "weights.safetensors").write_bytes(pickle.dumps({"head.weight": Harm()}))
+    with pytest.raises(DataError, match="do not fit the architecture"):
+        export(run, tmp_path / "models", wishes=PLAIN)
+    assert not (tmp_path / "harm").exists() and not (tmp_path / "models").exists()
+
+
+def test_weights_of_another_number_of_classes(run: Path, trained: Trained, tmp_path: Path) -> None:
+    labels = [*trained.manifest.model_dump()["labels"], {"name": "edema", "id": 2}]
+    manifest = Manifest.model_validate(trained.manifest.model_dump() | {"labels": labels})
+    (run / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(DataError, match="do not fit the architecture"):
+        export(run, tmp_path / "models", wishes=PLAIN)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_signed_version_and_a_bundle(run: Path, tmp_path: Path) -> None:
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    key = ec.generate_private_key(ec.SECP256R1())
+    plain = serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    shown = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, shown))
+    words = [str(run), "-r", str(tmp_path / "models"), "--no-dice-gate", "--no-fp16", "--sign", str(private)]
+    said = CliRunner().invoke(export_app, [*words, "--bundle", str(tmp_path / "bundle")], catch_exceptions=False)
+    assert said.exit_code == 0, said.output
+    assert Repository([tmp_path / "models"], signed_by=public).model().name == "tiny"
+    assert (tmp_path / "bundle" / "models" / "model.ts").is_file()
+    with pytest.raises(ExportError, match="is there already"):
+        export(run, tmp_path / "models", wishes=replace(PLAIN, bundle=tmp_path / "bundle"))
+    private.write_text("no key")
+    with pytest.raises(ModelError, match="is no private key"):
+        CliRunner().invoke(export_app, words, catch_exceptions=False)
+    assert [path.name for path in (tmp_path / "models" / "tiny").iterdir() if path.name.isdigit()] == ["1"]
