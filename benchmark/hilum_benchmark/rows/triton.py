@@ -41,7 +41,7 @@ def prepare(context: Context) -> Measured:
     folder = context.folder / "models" / NAME
     (folder / "configs").mkdir(exist_ok=True)
     (folder / "configs" / "python-fp32.pbtxt").write_text(text)
-    (folder / "1" / "model.py").write_text(Path(triton_model.__file__).read_text())
+    (folder / str(model.version) / "model.py").write_text(Path(triton_model.__file__).read_text())
     return {}
 
 
