@@ -50,9 +50,11 @@ def seconds(context: Context) -> Measured:
     from hilum_benchmark.volumes import ct
     from hilum_inference.engines import EngineSettings, open_engine
     from hilum_inference.engines.triton import How, TritonEngine
+    from hilum_inference.engines.triton.memory import reuse_freed_memory
     from hilum_inference.repository import Repository
     from hilum_inference.volume import Volume
 
+    reuse_freed_memory()  # as the gateway's worker does in front of a Triton
     model = Repository([context.folder / "models"]).model(NAME)
     volume = Volume.from_array(ct(QUICK_SHAPE if context.quick else SHAPE))
     with _server(context) as (address, process):
