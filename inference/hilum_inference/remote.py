@@ -28,10 +28,12 @@ class RemoteRepository:
 
     Args:
         address: ``host:port`` of gRPC.
+        variant: refuse models that Triton serves as another one; None: as it serves them.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, variant: str | None = None) -> None:
         self._channel = Channel(address)
+        self._variant = variant
         self._loaded: dict[str, list[int]] = {}
         self._silent = False
         self._seen: dict[tuple[str, int], Model] = {}
@@ -104,7 +106,14 @@ class RemoteRepository:
         except CallError as error:
             log.warning("Triton at %s does not describe %s %s: %s", self._channel.address, name, version, error)
             raise _unknown(error) from error
-        model = self._seen[name, version] = _described(config, name, version)
+        model = _described(config, name, version)
+        if self._variant not in (None, model.variant):
+            raise ModelError(
+                f"Triton serves {name} as {model.variant or 'no variant'}, not as {self._variant}; start it with "
+                f"--model-config-name={self._variant}.",
+                code="unknown_variant",
+            )
+        self._seen[name, version] = model
         return model
 
 

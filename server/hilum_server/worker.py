@@ -101,7 +101,7 @@ def models_of(config: WorkerConfig) -> Models:
     if config.triton is not None and not config.repositories:
         from hilum_inference.remote import RemoteRepository
 
-        return RemoteRepository(config.triton)
+        return RemoteRepository(config.triton, config.variant)
     from hilum_inference.repository import Repository
 
     return Repository(config.repositories, config.variant)
