@@ -25,7 +25,8 @@ except ModuleNotFoundError:  # only a Triton has it
     pb = None
 
 Windows = NDArray[np.float32]  # (N, C, D, H, W)
-Run = Callable[[Windows, str], Windows]
+Run = Callable[[Windows, str, Windows], None]
+"""One window (1, C, D, H, W), the name of an output, and where its values go."""
 
 NETWORK = "model.onnx"
 RUNTIME = "openvino"
@@ -39,14 +40,14 @@ class Network:
         path: the ONNX file.
         image: name of its input.
         size: (C, D, H, W) of one window.
-        outputs: their names.
+        outputs: their names, and (K or F, D, H, W) of each.
         threads: None: all cores.
     """
 
     path: Path
     image: str
     size: tuple[int, ...]
-    outputs: tuple[str, ...]
+    outputs: dict[str, tuple[int, ...]]
     threads: int | None
 
 
@@ -66,9 +67,10 @@ def openvino(network: Network) -> Run:
         part.reshape({network.image: [1, *network.size]})
         requests[name] = core.compile_model(part, "CPU", settings).create_infer_request()
 
-    def run(window: Windows, name: str) -> Windows:
-        requests[name].infer([window], share_inputs=True)
-        return np.array(requests[name].get_output_tensor(0).data)
+    def run(window: Windows, name: str, out: Windows) -> None:
+        requests[name].set_input_tensor(library.Tensor(window, shared_memory=True))
+        requests[name].set_output_tensor(library.Tensor(out, shared_memory=True))
+        requests[name].infer()
 
     return run
 
@@ -81,7 +83,11 @@ def onnxruntime(network: Network) -> Run:
     if network.threads is not None:
         options.intra_op_num_threads = network.threads
     session = library.InferenceSession(str(network.path), options, providers=["CPUExecutionProvider"])
-    return lambda window, name: np.asarray(session.run([name], {network.image: window})[0])
+
+    def run(window: Windows, name: str, out: Windows) -> None:
+        out[:] = session.run([name], {network.image: window})[0]
+
+    return run
 
 
 RUNTIMES: dict[str, Callable[[Network], Run]] = {"openvino": openvino, "onnxruntime": onnxruntime}
@@ -107,26 +113,40 @@ class TritonPythonModel:
             raise pb.TritonModelException(f"{path.name} is not in the folder of version {args['model_version']}.")
         threads = parameters.get("hilum_threads")
         (image,) = config["input"]
-        outputs = tuple(str(each["name"]) for each in config["output"])
+        outputs = {str(each["name"]): tuple(map(int, each["dims"])) for each in config["output"]}
         size = tuple(int(d) for d in image["dims"])
         self._network = Network(path, str(image["name"]), size, outputs, None if threads is None else int(threads))
         self._run = RUNTIMES[runtime](self._network)
+        self._places: dict[tuple[int, str], Windows] = {}
 
     def execute(self, requests: Iterable[Any]) -> list[Any]:
         """One answer for each request, in order; a request that nobody waits for any more is not run."""
-        return [self._cancelled() if request.is_cancelled() else self._answer(request) for request in requests]
+        return [
+            self._cancelled() if request.is_cancelled() else self._answer(request, n)
+            for n, request in enumerate(requests)
+        ]
 
-    def _answer(self, request: Any) -> Any:
+    def _answer(self, request: Any, number: int) -> Any:
         wanted = set(request.requested_output_names() or self._network.outputs)
         windows = pb.get_input_tensor_by_name(request, self._network.image).as_numpy()
+        tensors = []
         try:
-            answers = {name: self._each(windows, name) for name in self._network.outputs if name in wanted}
+            for name in self._network.outputs:
+                if name in wanted:
+                    place = self._place(number, name, len(windows))
+                    for n in range(len(windows)):
+                        self._run(windows[n : n + 1], name, place[n : n + 1])
+                    tensors.append(pb.Tensor(name, place))
         except Exception as error:  # noqa: BLE001 - of whatever library runs it: one request fails, not its companions
             return pb.InferenceResponse(error=pb.TritonError(f"The network failed: {error}"))
-        return pb.InferenceResponse([pb.Tensor(name, answer) for name, answer in answers.items()])
+        return pb.InferenceResponse(tensors)
 
-    def _each(self, windows: Windows, name: str) -> Windows:
-        return np.concatenate([self._run(windows[n : n + 1], name) for n in range(len(windows))])
+    def _place(self, number: int, name: str, count: int) -> Windows:
+        """Memory for an answer; used again in the next call, when Triton has copied what was answered in this one."""
+        known = self._places.get((number, name))
+        if known is None or len(known) < count:
+            known = self._places[number, name] = np.empty((count, *self._network.outputs[name]), np.float32)
+        return known[:count]
 
     def _cancelled(self) -> Any:
         return pb.InferenceResponse(error=pb.TritonError("The request was cancelled.", pb.TritonError.CANCELLED))

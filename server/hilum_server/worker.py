@@ -393,6 +393,10 @@ def main() -> None:
             channel.flush()
 
     config = WorkerConfig.from_message(json.loads(sys.stdin.buffer.readline()))
+    if config.triton is not None:
+        from hilum_inference.engines.triton.memory import reuse_freed_memory
+
+        reuse_freed_memory()  # return_memory gives it back after each job
     worker = Worker(config, models_of(config), say)
     worker.start()
     for line in sys.stdin.buffer:

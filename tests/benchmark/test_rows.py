@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import triton_server
 
 from hilum_benchmark.report import Report
 from hilum_benchmark.rows import TRAINING_ROWS, VOLUME_ROWS
@@ -43,6 +44,17 @@ def test_io_brings_labels_back_as_simpleitk_does(tmp_path: Path) -> None:
     result = _quick("io", tmp_path)
     assert _rounds(result, "io", "labels")["equal_percent"] == 100.0
     assert len(result.figures()) == 4
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not triton_server.installed(), reason="no test Triton: run make triton-env")
+def test_a_volume_through_triton_gives_the_embedded_engines_mask(tmp_path: Path) -> None:
+    result = _quick("triton", tmp_path)
+    measured = _rounds(result, "triton", "volume")
+    assert measured["shared memory differs"] == measured["wire differs"] == 0
+    assert measured["wire wall_s"] > 0
+    assert len(result.figures()) == 6
+    assert VOLUME_ROWS["triton"].by_default is False
 
 
 @pytest.mark.slow

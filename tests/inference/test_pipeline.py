@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,43 @@ def test_the_same_input_gives_the_same_mask_whatever_the_batch(tmp_path: Path) -
     first = one.segment(volume).labels
     np.testing.assert_array_equal(first, one.segment(volume).labels)
     np.testing.assert_array_equal(first, four.segment(volume).labels)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 4, 100])
+def test_several_batches_under_way_give_the_mask_of_one(tmp_path: Path, in_flight: int) -> None:
+    model, _ = publish_tiny(tmp_path, manifest())
+    engine = open_engine(model, THREADS)
+    volume = Volume.from_array(phantom((40, 33, 25)))
+    expected = Segmenter(model, engine).segment(volume)
+    running: list[int] = []
+    most: list[int] = []
+
+    class Slow:
+        precision = "f32"
+
+        def __init__(self) -> None:
+            self.in_flight = in_flight
+
+        def run_weighted(self, batch: Any, output: Any = "logits", out: Any = None) -> Any:
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.002 * (len(most) % 3))  # later ones are often ready first
+            answer = engine.run_weighted(batch, output, out)
+            running.pop()
+            return answer
+
+        run = run_weighted
+
+        def ready(self) -> bool:
+            return True
+
+        def close(self) -> None: ...
+
+    segmenter = Segmenter(model, Slow())
+    found = segmenter.segment(volume)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert max(most) <= in_flight
+    assert (max(most) > 1) == (in_flight > 1)
+    assert found.plan.bytes >= expected.plan.bytes
+    assert segmenter.seconds_a_window is not None
+    assert segmenter.seconds_a_window * found.plan.windows <= found.timings["total"]

@@ -163,6 +163,13 @@ def test_a_remote_repository_tells_what_a_local_one_does(served: Served, client:
     repository.close()
 
 
+def test_a_remote_repository_refuses_another_variant(served: Served) -> None:
+    repository = RemoteRepository(served.server.address, "tensorrt-fp16")
+    assert repository.models() == ()
+    assert "serves tiny as python-fp32, not as tensorrt-fp16" in repository.broken["tiny"]
+    repository.close()
+
+
 def test_a_remote_repository_remembers_while_the_server_is_away(served: Served) -> None:
     repository = RemoteRepository(served.server.address)
     before = repository.models()

@@ -77,3 +77,27 @@ def test_an_interactive_job_that_ends_early_lets_the_others_go_on() -> None:
     urgent.finish()  # twice does no harm
     waiting.join(5)
     assert not waiting.is_alive()
+
+
+class QueueingEngine(SlowEngine):
+    """One with a queue of its own."""
+
+    in_flight = 3
+
+
+def test_an_engine_with_a_queue_takes_several_windows_and_urgent_ones_beside_them() -> None:
+    engine, turnstile = QueueingEngine(), Turnstile()
+    batch = PriorityEngine(engine, turnstile, urgent=False)
+    threads = [run(batch, 0, 3) for _ in range(6)]
+    time.sleep(0.03)
+    assert engine.most == 3
+    urgent = PriorityEngine(engine, turnstile, urgent=True)
+    urgent.run(BATCH + np.float32(1))
+    assert engine.most == 4, "it waited for none of those that were under way"
+    waiting = len(engine.seen)
+    time.sleep(0.06)
+    assert len(engine.seen) <= waiting + 3, "no window of the others was begun while the urgent job had its claim"
+    urgent.finish()
+    for thread in threads:
+        thread.join()
+    assert engine.seen.count(0) == 18

@@ -32,10 +32,10 @@ QUEUE = """dynamic_batching {
 SLOW = """
 
 class TritonPythonModel(TritonPythonModel):
-    def _answer(self, request):
+    def _answer(self, request, number):
         __import__("time").sleep({seconds})
         pb.Logger.log_info("a request is run")
-        return super()._answer(request)
+        return super()._answer(request, number)
 """
 
 

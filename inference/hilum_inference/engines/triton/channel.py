@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from hilum_inference.engines.triton.wire import parsed
 from hilum_inference.errors import EngineError, OutOfMemoryError
 
 LARGEST_MESSAGE = 2**31 - 1
@@ -68,6 +69,9 @@ class Channel:
         self._messages: Any = service_pb2
         self._channel: Any = grpc.insecure_channel(address, options=OPTIONS)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._infer: Any = self._channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", service_pb2.ModelInferRequest.SerializeToString, parsed
+        )
         self._up = grpc.ChannelConnectivity.READY
         self.losses = 1
         self._channel.subscribe(self._changed)
@@ -121,8 +125,8 @@ class Channel:
         return self._messages.ModelInferRequest(**fields)
 
     def infer(self, request: Any) -> Any:
-        """Start a request; a future that can be cancelled. Who waits for it keeps the time."""
-        return self._stub.ModelInfer.future(request)
+        """Start a request; a future of a ``Reply`` that can be cancelled. Who waits for it keeps the time."""
+        return self._infer.future(request)
 
     def close(self) -> None:
         """Close the connection."""

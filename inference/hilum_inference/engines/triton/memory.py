@@ -23,6 +23,9 @@ from hilum_inference.engines.triton.channel import CallError, Channel
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
 CLOSE_SECONDS = 2.0
+KEPT = 2**30
+"""Bytes: blocks below that are kept."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 PAGE = 4096
 POISON_STEP = PAGE // 4
 """One value of each page of an answer's place is NaN before the server writes: what it leaves out is seen."""
@@ -185,6 +188,20 @@ class Regions:
         with self._lock:
             self._doomed += left
         return not left
+
+
+def reuse_freed_memory() -> None:
+    """Let this process keep large blocks that it frees, and take them again: for processes whose windows go by wire.
+
+    glibc maps each block above some size anew, and the kernel clears its pages one by one: for answers of tens of
+    megabytes that is most of what the wire costs. Who calls this gives memory back himself, with ``malloc_trim``.
+    """
+    import ctypes
+
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if set_option is not None:
+        for option, value in ((_TRIM_THRESHOLD, KEPT), (_MMAP_THRESHOLD, KEPT)):
+            set_option(option, value)
 
 
 def _shared(name: str, windows: int, answer: int, channel: Channel) -> mmap.mmap:

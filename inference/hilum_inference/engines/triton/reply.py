@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from hilum_inference.engines import Batch, Output
 from hilum_inference.engines.triton.memory import Region
+from hilum_inference.engines.triton.wire import Reply
 from hilum_inference.errors import EngineError
 from hilum_inference.manifest import Manifest
 
@@ -52,36 +52,37 @@ class Expected:
         return 4 * int(np.prod(self.shape))
 
 
-def checked(reply: Any, expected: Expected, region: Region | None) -> Batch:
-    """The answer in a ``ModelInferResponse``, or in shared memory; read-only, or good until the region is given back.
+def checked(reply: Reply, expected: Expected, region: Region | None) -> Batch:
+    """The answer in a reply, or in shared memory; read-only, or good until the region is given back.
 
     Raises:
         EngineError: of another model, name, type, shape or size than promised, or not finite; ``bad_reply``.
     """
-    if (reply.model_name, reply.model_version) != expected.model:
-        raise _bad(f"it is of {reply.model_name} {reply.model_version}", expected)
-    found = [(n, output) for n, output in enumerate(reply.outputs) if output.name == expected.tensor]
+    message = reply.message
+    if (message.model_name, message.model_version) != expected.model:
+        raise _bad(f"it is of {message.model_name} {message.model_version}", expected)
+    found = [(n, output) for n, output in enumerate(message.outputs) if output.name == expected.tensor]
     if len(found) != 1:
-        raise _bad(f"it holds {[output.name for output in reply.outputs]}", expected)
+        raise _bad(f"it holds {[output.name for output in message.outputs]}", expected)
     place, output = found[0]
     if output.datatype != TYPE or tuple(output.shape) != expected.shape:
         raise _bad(f"it is {output.datatype} {tuple(output.shape)}", expected)
-    answer = _wired(reply, place, expected) if region is None else _shared(reply, place, region, expected)
+    content = reply.contents[place] if place < len(reply.contents) else memoryview(b"")
+    answer = _wired(content, expected) if region is None else _shared(content, region, expected)
     if not all(np.isfinite(channel).all() for window in answer for channel in window):
         raise _bad("it holds values that are not finite", expected)
     return answer
 
 
-def _wired(reply: Any, place: int, expected: Expected) -> Batch:
-    content = reply.raw_output_contents[place] if place < len(reply.raw_output_contents) else b""
+def _wired(content: memoryview, expected: Expected) -> Batch:
     if len(content) != expected.bytes:
         raise _bad(f"it has {len(content)} bytes", expected)
     return np.frombuffer(content, np.float32).reshape(expected.shape)
 
 
-def _shared(reply: Any, place: int, region: Region, expected: Expected) -> Batch:
+def _shared(content: memoryview, region: Region, expected: Expected) -> Batch:
     """The answer in a region; the server does not say that it wrote it there, but the poison is gone if it did."""
-    if any(reply.raw_output_contents[place : place + 1]):
+    if len(content):
         raise _bad("it came over the wire, not where it was asked to be", expected)
     return region.get(expected.shape)
 
