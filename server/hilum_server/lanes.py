@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from hilum_inference.engines import in_flight
-
 if TYPE_CHECKING:
     from hilum_inference.engines import Batch, Engine, Output, Weighted
 
@@ -56,6 +54,8 @@ class PriorityEngine:
     """
 
     def __init__(self, engine: Engine, turnstile: Turnstile, urgent: bool) -> None:
+        from hilum_inference.engines import in_flight  # the gateway's own process does without numpy
+
         self.precision = engine.precision
         self.in_flight = in_flight(engine)
         self._engine = engine
