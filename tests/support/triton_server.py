@@ -97,10 +97,13 @@ class Triton:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9; its stubs end by themselves."""
+        """kill -9; its stubs end by themselves, the shared memory between them does not."""
         assert self.process is not None
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
         self.process.kill()
         self.process.wait()
+        for left in set(re.findall(r"/dev/shm/triton_python_backend\S+", maps)):
+            Path(left).unlink(missing_ok=True)
 
     def counts(self, name: str) -> tuple[int, int]:
         """Windows that a model was given, and calls in which it was, of all its versions."""
