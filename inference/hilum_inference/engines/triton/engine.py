@@ -74,6 +74,9 @@ class Order:
             raise CancelledError("The segmentation was cancelled.")
 
 
+ANYBODY = Order()
+
+
 class TritonEngine:
     """One model and version of a running Triton.
 
@@ -120,11 +123,11 @@ class TritonEngine:
 
     def run(self, batch: Batch, output: Output = "logits") -> Batch:
         """(N, C, D, H, W) float32 windows to (N, K or F, D, H, W); the reply's shape, type and values are checked."""
-        return self.run_for(Order(), batch, output)
+        return self.run_for(ANYBODY, batch, output)
 
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
         """(N, C, D, H, W) windows to (N, D, H, W, K or F), weighted here."""
-        return self.run_weighted_for(Order(), batch, output, out)
+        return self.run_weighted_for(ANYBODY, batch, output, out)
 
     def run_for(self, order: Order, batch: Batch, output: Output) -> Batch:
         """``run``, for somebody."""
@@ -204,12 +207,11 @@ class TritonEngine:
         raise failure.public() from failure
 
     def _attempt(self, order: Order, batch: Batch, expected: Expected) -> tuple[Batch, Region | None]:
-        self._recognise()
-        if order.identity not in (None, self._identity):
-            raise ModelError("Triton serves other files of the model than at the start of the job.", code=CHANGED)
+        self._recognise(order)
         region = self._regions.take(batch.nbytes, expected.bytes)
         try:
             reply = self._wait(self._channel.infer(self._request(order, batch, expected, region)), order)
+            self._recognise(order)  # nothing, where the connection held meanwhile
             return checked(reply, expected, region), region
         except BaseException:
             self._regions.drop(region)
@@ -256,22 +258,23 @@ class TritonEngine:
         finally:
             call.cancel()  # nothing where it is done; else the server stops working on it
 
-    def _recognise(self) -> None:
-        """After the connection was lost: see what the server serves now.
+    def _recognise(self, order: Order = ANYBODY) -> None:
+        """After the connection was lost: see what the server serves now, and whether it is what the job began with.
 
         Raises:
             CallError: it does not say.
-            ModelError: it is another model altogether.
+            ModelError: it is another model.
         """
-        if self._seen == self._channel.losses:
-            return
-        with self._lock:
-            losses = self._channel.losses
-            config = self._channel.config(self._model.manifest.name, self._model.version)
-            _check_same(config, self._model)
-            self._identity = _identity(config)
-            self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
-            self._seen = losses
+        if self._seen != self._channel.losses:
+            with self._lock:
+                losses = self._channel.losses
+                config = self._channel.config(self._model.manifest.name, self._model.version)
+                _check_same(config, self._model)
+                self._identity = _identity(config)
+                self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
+                self._seen = losses
+        if order.identity not in (None, self._identity):
+            raise ModelError("Triton serves other files of the model than at the start of the job.", code=CHANGED)
 
 
 class JobEngine:
