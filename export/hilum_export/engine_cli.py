@@ -58,18 +58,29 @@ def build_engine(
 ) -> None:
     """Build the TensorRT plan of a published network, for the GPU of this machine.
 
-    Ends with 3 where there is no GPU or no TensorRT. Check it with hilum verify --engine before Triton loads it.
+    A plan that answers otherwise than its network is removed at once. Ends with 3 where there is no GPU or no TensorRT.
     """
+    from hilum_export.engine_manifest import manifest_file
+    from hilum_export.noise import noise
     from hilum_export.tensorrt import build_engine as build
     from hilum_export.tensorrt import find_model, host
     from hilum_export.tensorrt_build import Options
+    from hilum_export.tensorrt_engine import engine_gates
     from hilum_inference.signed import SIGNATURE
 
     found = find_model(model, version)
     scratch = None if workspace is None else int(workspace * GIB)
     options = Options(scratch, hardware_compatibility.value, version_compatible)
     with needs_gpu():
-        done = build(host(), found, opt_batch, max_batch, options, timing_cache)
+        machine = host()
+        done = build(machine, found, opt_batch, max_batch, options, timing_cache)
+        windows = noise(len(found.manifest.channels), found.manifest.windows.size)
+        failed = [gate for gate in engine_gates(model, found.version, windows, machine) if not gate.passed]
+    if failed:
+        for path in (done.plan, manifest_file(done.plan)):
+            path.unlink()
+        typer.echo(f"hilum: The plan was removed, it answers otherwise than its network: {failed[0]}.", err=True)
+        raise typer.Exit(1)
     made = done.manifest
     batches = f"{made.profile.least} to {made.profile.most} windows, tuned for {made.profile.usual}"
     typer.echo(f"{done.plan}: {done.plan.stat().st_size / 1e6:.1f} MB, {batches}")

@@ -102,7 +102,7 @@ def export(run: Path, repository: Path, network: Network | None = None, wishes: 
     """
     wishes = wishes or Wishes()
     trained = read_trained(run, network)
-    _refuse(trained, wishes)
+    _refuse(trained, repository, wishes)
     own, kept = _own(trained, run, wishes), None
     if wishes.data is not None:
         wishes.report("looking at the cases")
@@ -121,17 +121,31 @@ def export(run: Path, repository: Path, network: Network | None = None, wishes: 
             raise
 
 
-def _refuse(trained: Trained, wishes: Wishes) -> None:
-    if wishes.bundle is not None and wishes.bundle.exists():
-        raise ExportError(f"{wishes.bundle} is there already; name a folder that is not.")
+def _refuse(trained: Trained, repository: Path, wishes: Wishes) -> None:
+    """What is known before anything takes time."""
+    if wishes.bundle is not None:
+        if wishes.bundle.exists():
+            raise ExportError(f"{wishes.bundle} is there already; name a folder that is not.")
+        if wishes.bundle.resolve().is_relative_to(repository.resolve()):
+            raise ExportError(f"{wishes.bundle} lies in the model repository; name a folder outside of it.")
+        if not wishes.bundle.resolve().parent.is_dir():
+            raise ExportError(f"There is no folder {wishes.bundle.resolve().parent} to write the bundle into.")
     if wishes.data is None and wishes.dice_gate:
         raise ExportError(
             "Nothing says yet that the exported network segments as the trained one does: name the folder of the cases "
             "(--data DIR), or publish without that check (--no-dice-gate), which hilum models will show.",
             code="no_dice_gate",
         )
-    if wishes.data is None and "int8" in wishes.precisions:
-        raise ExportError("INT8 reads its ranges from real cases: name their folder (--data DIR).", code="no_cases")
+    if "int8" in wishes.precisions and (wishes.data is None or not wishes.dice_gate):
+        raise ExportError(
+            "INT8 reads its ranges from real cases and is judged by its Dice on them alone: name their folder (--data "
+            "DIR), and leave out --no-dice-gate.",
+            code="no_cases",
+        )
+    if repository.exists() and not repository.is_dir():
+        raise ExportError(f"{repository} is no folder; a model repository is one.")
+    if not isinstance(trained.training.get("recipe"), dict):
+        raise ExportError(f"The run's {TRAINING} holds no recipe; train again, or mend the file.")
     if not any(bool(p.detach().abs().max()) for p in trained.network.head.parameters()):
         raise ExportError("The network's last layer holds zeros only; train it before it is exported.")
 
@@ -161,7 +175,7 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
             to_half(full, path)
         elif precision == "int8" and kept is not None:
             wishes.report("reading the ranges of INT8")
-            windows = real_windows(own, kept.cases, calibration_windows(window))
+            windows = real_windows(own, kept.learnt or kept.cases, calibration_windows(window))
             to_int8(full, path, [window[None] for window in windows])
         wishes.report(f"checking {precision.upper()}")
         files.append(check(subject, precision, path, full))
@@ -189,7 +203,7 @@ def _judged(own: Opened, trained: Trained, files: Sequence[Checked], kept: Kept,
 def _published(
     repository: Path, trained: Trained, files: Sequence[Checked], kept: Kept | None, wishes: Wishes
 ) -> Exported:
-    state = "passed" if wishes.dice_gate else "skipped"
+    state = "skipped" if kept is None or not wishes.dice_gate else "passed" if kept.held_out else "on-training-cases"
     provenance = trained.manifest.provenance.model_copy(update={"dice_gate": state})
     trained = replace(trained, manifest=trained.manifest.model_copy(update={"provenance": provenance}))
     passed = [file for file in files if file.passed]
@@ -200,7 +214,7 @@ def _published(
     content[TRAINING] = json.dumps(trained.training, indent=1).encode()
     content[ARCHITECTURE] = to_json(trained.architecture).encode()
     content[CARD] = card(manifest, trained.training).encode()
-    content[REPORT] = report(files, kept if wishes.dice_gate else None)
+    content[REPORT] = report(files, files[0].passed, kept if wishes.dice_gate else None)
     variants = configs(manifest, features, {file.precision: file.sha256 for file in passed})
     text = config(manifest, features)
     version = publish(repository, manifest.name, text, content, variants=variants, finish=wishes.finish)

@@ -34,10 +34,17 @@ class Kept:
     Attributes:
         part: ``test``, ``validation``, ``train``, or ``new`` where the run has no record of its cases.
         cases: all of that part.
+        learnt: those that the run learnt from, where the data holds them.
     """
 
     part: str
     cases: tuple[Asked, ...]
+    learnt: tuple[Asked, ...] = ()
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the run did not learn from them."""
+        return self.part != "train"
 
 
 def kept_cases(training: Mapping[str, Any], dataset: Dataset) -> Kept:
@@ -50,16 +57,19 @@ def kept_cases(training: Mapping[str, Any], dataset: Dataset) -> Kept:
     if record is None:
         return Kept(NEW, tuple(ask(dataset, None, None, each=False)))
     parts: tuple[Choice, ...] = ("test", "validation", "train")
-    part = next(part for part in parts if any(line.part == part for line in record))
+    part = next((part for part in parts if any(line.part == part for line in record)), None)
+    if part is None:
+        raise DataError("The run's record names no case, so that none can decide; publish without (--no-dice-gate).")
     wanted = {(line.name, line.planes) for line in record if line.part == part}
-    asked = [one for one in ask(dataset, record, "all", each=False) if one.part == part]
+    known = ask(dataset, record, "all", each=False)
+    asked = [one for one in known if one.part == part]
     missing = wanted - {(one.what.files.name, one.what.planes) for one in asked}
     if missing:
         raise DataError(
             f"{dataset.folder.name} lacks the case {min(missing)[0]}, which the run's record keeps for {part}; "
             "give the data that the run was made from."
         )
-    return Kept(part, tuple(asked))
+    return Kept(part, tuple(asked), tuple(one for one in known if one.part == "train"))
 
 
 def real_windows(opened: Opened, cases: Sequence[Asked], count: int) -> Windows:
@@ -130,6 +140,9 @@ class _Tally:
         for label in self._labels:
             share = self._otherwise[label.name] / max(self._voxels[label.name], 1)
             found.append(Gate(f"voxels answered otherwise: {label.name}", share, agreement, f"of the label's, {where}"))
+        unseen = [label.name for label in self._labels if not self._lost[label.name]]
+        told = f"of {len(self._labels)} labels{': ' * bool(unseen)}{', '.join(unseen)}, {where}"
+        found.append(Gate("labels that neither reference nor answer holds", len(unseen), len(self._labels) - 1, told))
         return tuple(found)
 
 

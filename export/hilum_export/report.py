@@ -27,16 +27,17 @@ LIBRARIES: Final = (
 )
 
 
-def report(files: Sequence[Checked], kept: Kept | None = None) -> bytes:
+def report(files: Sequence[Checked], passed: bool, kept: Kept | None = None) -> bytes:
     """JSON of all checks of a version's files, published or withheld.
 
     Args:
         files: FP32 first.
+        passed: the verdict; an export's is FP32's, since what else failed is not published.
         kept: the cases that decided; None where none did.
     """
     content = {
         "format": FORMAT,
-        "passed": files[0].passed,
+        "passed": passed,
         "networks": {file.name: _told(file) for file in files},
         "cases": None if kept is None else {"part": kept.part, "names": [one.what.name for one in kept.cases]},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,8 @@ from hilum_export.checks import RTX_MISSING, Checked, explained
 from hilum_export.configurations import configuration_gates
 from hilum_export.errors import ExportError
 from hilum_export.gates import head_gate, parity
-from hilum_export.held_out import Kept, dice_gates, kept_cases
-from hilum_export.noise import noise
+from hilum_export.held_out import Kept, dice_gates, kept_cases, real_windows
+from hilum_export.noise import BATCH, noise
 from hilum_export.precision import Precision
 from hilum_export.report import report
 from hilum_export.repository import LARGEST_BATCH, NETWORKS
@@ -26,7 +25,7 @@ from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.repository import CONFIG, Model, Repository
 from hilum_search.evaluate import Opened
 from hilum_search.recipe import recipe_of
-from hilum_search.trained import TRAINING
+from hilum_search.trained import TRAINING, read_training
 from hilum_search.trial import data_of
 
 
@@ -92,7 +91,7 @@ def verify(
     finally:
         if plan is not None:
             plan.close()
-    return Verified(model, tuple(found), report(found, kept))
+    return Verified(model, tuple(found), report(found, all(file.passed for file in found), kept))
 
 
 def _models(folder: Path, model: Model) -> dict[Precision, Model]:
@@ -153,7 +152,7 @@ def _judged(
     record = full.onnx().with_name(TRAINING)
     if not record.is_file():
         raise ExportError(f"{full.name} has no {TRAINING}: nobody knows which cases it was held back from.")
-    training = json.loads(record.read_text())
+    training = read_training(record)
     recipe = recipe_of(training)
     opened = {
         str(precision): Opened(model.name, model, open_engine(model, EngineSettings()), recipe.labels)
@@ -164,6 +163,10 @@ def _judged(
     kept = kept_cases(training, data_of(data, recipe, record.parent))
     own = opened.pop("fp32")
     gates = dice_gates(own, opened, kept, recipe.file.export.dice_drop, say)
+    if plan is not None:
+        windows = real_windows(own, kept.cases, BATCH)
+        folder = record.parents[1]
+        gates["tensorrt-fp16"] += engine_gates(folder, full.version, windows, real=True)
     for each in (own, *opened.values()):
         each.engine.close()
     return kept, [file.with_gates(gates.get(file.name, ())) for file in files]

@@ -77,7 +77,22 @@ def read_trained(folder: Path, network: Network | None = None) -> Trained:
         built.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise DataError(f"The weights in {folder.name} do not fit the architecture: {error}") from error
-    return Trained(architecture, built.eval(), manifest, json.loads((folder / TRAINING).read_text()))
+    return Trained(architecture, built.eval(), manifest, read_training(folder / TRAINING))
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """The record of a training.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path.name} in {path.parent.name} is damaged: it is not valid JSON.") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path.name} in {path.parent.name} is damaged: it must hold an object.")
+    return record
 
 
 def _read_ensemble(folder: Path, network: Network | None) -> Trained:

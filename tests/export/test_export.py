@@ -143,8 +143,9 @@ def test_without_cases_nothing_is_published_unless_that_is_said(run: Path, tmp_p
     with pytest.raises(ExportError, match=r"--data DIR.*--no-dice-gate") as caught:
         export(run, tmp_path / "models")
     assert caught.value.code == "no_dice_gate"
-    with pytest.raises(ExportError, match="INT8 reads its ranges from real cases"):
-        export(run, tmp_path / "models", wishes=Wishes(("int8",), dice_gate=False))
+    for data in (None, tmp_path):  # nothing else than its Dice can stop it
+        with pytest.raises(ExportError, match="INT8 reads its ranges from real cases"):
+            export(run, tmp_path / "models", wishes=Wishes(("int8",), data, dice_gate=False))
     assert not (tmp_path / "models").exists()
 
 
@@ -170,6 +171,26 @@ def test_a_run_that_lacks_a_file(run: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{re.escape(name)} is missing"):
         export(run, tmp_path / "models", wishes=PLAIN)
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_damaged_record(run: Path, tmp_path: Path, text: str) -> None:
+    (run / "training.json").write_text(text)
+    with pytest.raises((DataError, ExportError), match=r"is damaged|holds no recipe"):
+        export(run, tmp_path / "models", wishes=PLAIN)
+    assert not (tmp_path / "models").exists()
+
+
+def test_places_that_cannot_be_written_to_are_known_before_anything_takes_time(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="is no folder"):
+        export(run, tmp_path / "file", wishes=PLAIN)
+    for bundle, said in (
+        (tmp_path / "models" / "tiny", "in the model repository"),
+        (tmp_path / "no" / "b", "no folder"),
+    ):
+        with pytest.raises(ExportError, match=said):
+            export(run, tmp_path / "models", wishes=replace(PLAIN, bundle=bundle))
 
 
 def test_a_pickle_in_place_of_weights_is_not_run(run: Path, tmp_path: Path) -> None:

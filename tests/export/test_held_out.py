@@ -100,6 +100,8 @@ def test_what_was_held_back_decides(
     run = run_on(tmp_path / "run", recipe, data, parts)
     kept = kept_cases(json.loads((run / "training.json").read_text()), data)
     assert (kept.part, "".join(one.what.name for one in kept.cases)) == (part, names)
+    assert "".join(one.what.name for one in kept.learnt) == {"tve": "a", "tvv": "a", "ttt": "abc"}[parts]
+    assert kept.held_out == (part != "train")
 
 
 def test_data_that_lacks_a_case_or_holds_another_is_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
@@ -110,6 +112,8 @@ def test_data_that_lacks_a_case_or_holds_another_is_refused(recipe: Recipe, data
     phantom(tmp_path / "data", "c", 3)
     with pytest.raises(DataError, match="SHA-256 differ"):
         kept_cases(training, data)
+    with pytest.raises(DataError, match="names no case"):
+        kept_cases(training | {"cases": []}, data)
 
 
 def test_windows_of_cases_are_what_the_network_sees(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
@@ -139,8 +143,9 @@ def test_a_file_that_answers_alike_loses_nothing_and_an_ill_one_does(
         ("Dice lost: rod", 0, True),
         ("voxels answered otherwise: ball", 0, True),
         ("voxels answered otherwise: rod", 0, True),
+        ("labels that neither reference nor answer holds", 0, True),
     ]
-    ball, rod, same, otherwise = found["int8"]
+    ball, rod, same, otherwise, _ = found["int8"]
     assert ball.passed and not rod.passed and rod.value == 1
     assert same.value == 0 and otherwise.value > 0.9
     assert otherwise.bound == math.inf and otherwise.passed  # of INT8 it is told, not judged
@@ -153,7 +158,11 @@ def test_a_label_that_nobody_holds_is_no_loss_and_one_made_up_is(recipe: Recipe)
     made_up[0, 0, 0] = 2
     tally.add(nothing, nothing, nothing)
     tally.add(nothing, nothing, made_up)
-    ball, rod, *_ = tally.gates(0.005, 1e-3, "here")
+    ball, rod, *_, unseen = tally.gates(0.005, 1e-3, "here")
+    assert (unseen.value, unseen.unit, unseen.passed) == (1, "of 2 labels: ball, here", True)
+    nothing_seen = _Tally(opened(recipe))
+    nothing_seen.add(nothing, nothing, nothing)
+    assert not nothing_seen.gates(0.005, 1e-3, "here")[-1].passed
     assert (ball.value, rod.value) == (0, 1)  # over the cases that hold it
 
 

@@ -279,6 +279,13 @@ def test_the_command_builds(model: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPa
     assert said.exit_code == 0 and "hilum sign covers the plan, too" in said.output
 
 
+def test_a_plan_that_answers_otherwise_is_removed(model: Path, gpu: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "host", lambda: machine(gpu, model, gain=1.05))
+    said = CliRunner().invoke(build_engine_app, [str(model)])
+    assert said.exit_code == 1 and "The plan was removed" in said.output
+    assert not list((model / "1").glob("*.plan*"))
+
+
 def test_every_name_that_is_asked_for_is_in_tensorrt_11() -> None:
     lean = pytest.importorskip(
         "tensorrt_lean", reason="tensorrt_lean is not installed: TensorRT 11's names are unchecked"
