@@ -14,7 +14,7 @@ from hilum_export.checks import TENSORS, Checked, Subject, check
 from hilum_export.errors import ExportError
 from hilum_export.gates import head_arrays
 from hilum_export.held_out import Kept, dice_gates, kept_cases, real_windows
-from hilum_export.precision import CALIBRATION_WINDOWS, Precision, to_half, to_int8
+from hilum_export.precision import CALIBRATION_WINDOWS, Precision, Wire, to_half, to_int8
 from hilum_export.report import NAME as REPORT
 from hilum_export.report import report
 from hilum_export.repository import NETWORKS, PROGRAM, config, configs
@@ -45,6 +45,7 @@ class Wishes:
         data: folder of the cases that the run was made from; None: none at hand.
         dice_gate: whether cases decide; False is written into the manifest.
         bundle: folder of a MONAI Bundle to be written, too; None: none.
+        wire: what the FP16 file takes and gives.
         finish: sees the complete version before anybody else does, such as to sign it.
         report: hears what is being done.
     """
@@ -53,6 +54,7 @@ class Wishes:
     data: Path | None = None
     dice_gate: bool = True
     bundle: Path | None = None
+    wire: Wire = "fp32"
     finish: Callable[[Path], None] | None = None
     report: Callable[[str], None] = lambda _: None
 
@@ -131,6 +133,8 @@ def _refuse(trained: Trained, wishes: Wishes) -> None:
         )
     if wishes.data is None and "int8" in wishes.precisions:
         raise ExportError("INT8 reads its ranges from real cases: name their folder (--data DIR).", code="no_cases")
+    if wishes.wire == "fp16" and "fp16" not in wishes.precisions:
+        raise ExportError("Only an FP16 file has FP16 at its door: publish FP16, too (--fp16).", code="no_half")
     if not any(bool(p.detach().abs().max()) for p in trained.network.head.parameters()):
         raise ExportError("The network's last layer holds zeros only; train it before it is exported.")
 
@@ -146,7 +150,7 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
     """The files, each with its checks; FP32 must pass them."""
     real = None if kept is None else real_windows(own, kept.cases, REAL_WINDOWS)
     channels, window = len(trained.manifest.channels), trained.manifest.windows.size
-    subject = Subject(trained.network, channels, window, trained.architecture.stride, real)
+    subject = Subject(trained.network, channels, window, trained.architecture.stride, real, wishes.wire)
     full = folder / NETWORKS["fp32"]
     wishes.report("writing ONNX")
     to_onnx(trained.network, channels, window, full)
@@ -156,7 +160,7 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
             continue
         path = folder / name
         if precision == "fp16":
-            to_half(full, path)
+            to_half(full, path, wishes.wire)
         elif precision == "int8" and kept is not None:
             wishes.report("reading the ranges of INT8")
             windows = real_windows(own, kept.cases, CALIBRATION_WINDOWS)
@@ -199,7 +203,8 @@ def _published(
     content[ARCHITECTURE] = to_json(trained.architecture).encode()
     content[CARD] = card(manifest, trained.training).encode()
     content[REPORT] = report(files, kept if wishes.dice_gate else None)
-    variants = configs(manifest, features, {file.precision: file.sha256 for file in passed})
+    networks = {file.precision: file.sha256 for file in passed}
+    variants = configs(manifest, features, networks, wire=wishes.wire)
     text = config(manifest, features)
     version = publish(repository, manifest.name, text, content, variants=variants, finish=wishes.finish)
     withheld = tuple(file for file in files if not file.passed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import mmap
 import threading
 import time
 from pathlib import Path
@@ -127,6 +129,33 @@ def test_a_reply_is_taken_apart_without_a_copy() -> None:
     del message.raw_output_contents[:]
     assert found.message == message
     assert checked(found, EXPECTED, None).shape == EXPECTED.shape
+
+
+def test_an_answer_in_half_is_half_as_large_and_comes_out_as_float32() -> None:
+    thin = dataclasses.replace(EXPECTED, type="FP16")
+    assert 2 * thin.bytes == EXPECTED.bytes
+    values = np.random.default_rng(0).normal(size=EXPECTED.shape).astype(np.float16)
+    message = reply(datatype="FP16")
+    message.raw_output_contents[0] = values.tobytes()
+    answer = checked(parsed(message.SerializeToString()), thin, None)
+    assert answer.dtype == np.float32
+    np.testing.assert_array_equal(answer, values)
+    values[0, 0, 1, 2, 3] = np.inf
+    message.raw_output_contents[0] = values.tobytes()
+    with pytest.raises(EngineError, match="not finite"):
+        checked(parsed(message.SerializeToString()), thin, None)
+    with pytest.raises(EngineError, match=r"it is FP16 .* the model promises logits FP32"):
+        checked(parsed(message.SerializeToString()), EXPECTED, None)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_what_a_server_leaves_out_of_shared_memory_is_seen(kind: type[np.floating[Any]]) -> None:
+    windows = WINDOW.astype(kind)
+    region = memory.Region("r", windows.nbytes, windows.nbytes, mmap.mmap(-1, 2 * windows.nbytes), 0)
+    region.put(windows)
+    np.testing.assert_array_equal(np.frombuffer(region.memory, kind, windows.size), windows.ravel())
+    pages = region.get(windows.shape, kind).reshape(windows.nbytes // memory.PAGE, -1)
+    assert np.isnan(pages).any(axis=1).all()
 
 
 @given(st.binary(max_size=40), st.integers(0, 200))
