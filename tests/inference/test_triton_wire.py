@@ -49,7 +49,7 @@ def published(folder: Path, name: str, wire: Wire) -> Model:
     networks: dict[Precision, str] = {"fp32": digest_of(single), "fp16": digest_of(half)}
     texts = configs(plain.manifest, 4, networks, wire=wire)
     program = triton_server.MODEL_PY.read_text() + (IN_HALF if wire == "fp16" else "")
-    files = {"model.onnx": single, "model_fp16.onnx": half, PROGRAM: program.encode()}
+    files: dict[str, bytes | Path] = {"model.onnx": single, "model_fp16.onnx": half, PROGRAM: program.encode()}
     publish(folder, name, config(plain.manifest, 4), files, texts | {VARIANT: by_python(texts[VARIANT])})
     return Repository([folder], VARIANT).model(name)
 
