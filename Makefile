@@ -40,7 +40,7 @@ triton-env: .venv-triton/.done  ## a real Triton for the tests, in an environmen
 
 .venv-triton/.done:
 	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 onnxruntime 'numpy<2'
+	.venv-triton/bin/pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 'openvino>=2026.4' 'onnxruntime>=1.24' 'numpy<2'
 	touch $@
 
 lint: $(VENV)/.dev  ## style, types, and who may import whom

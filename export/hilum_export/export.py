@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from hilum_export.checks import TENSORS, Checked, Subject, check
 from hilum_export.errors import ExportError
 from hilum_export.gates import head_arrays
 from hilum_export.held_out import Kept, dice_gates, kept_cases, real_windows
-from hilum_export.precision import CALIBRATION_WINDOWS, Precision, Wire, to_half, to_int8
+from hilum_export.precision import Precision, Wire, calibration_windows, to_half, to_int8
 from hilum_export.report import NAME as REPORT
 from hilum_export.report import report
 from hilum_export.repository import NETWORKS, PROGRAM, config, configs
@@ -32,8 +33,8 @@ from hilum_search.torch_engine import TorchEngine
 from hilum_search.trained import ARCHITECTURE, TRAINING, WEIGHTS, Trained, read_trained
 from hilum_search.trial import data_of
 
-REAL_WINDOWS = 2
-"""Windows of real cases that the check for overflow looks at."""
+REAL_WINDOWS, REAL_VOXELS = 2, 2**20
+"""Windows of real cases that the check for overflow looks at, and their voxels: torch takes seconds for a large one."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _own(trained: Trained, run: Path, wishes: Wishes) -> Opened:
 
 def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, folder: Path) -> list[Checked]:
     """The files, each with its checks; FP32 must pass them."""
-    real = None if kept is None else real_windows(own, kept.cases, REAL_WINDOWS)
+    voxels = math.prod(trained.manifest.windows.size)
+    real = None if kept is None else real_windows(own, kept.cases, max(1, min(REAL_WINDOWS, REAL_VOXELS // voxels)))
     channels, window = len(trained.manifest.channels), trained.manifest.windows.size
     subject = Subject(trained.network, channels, window, trained.architecture.stride, real, wishes.wire)
     full = folder / NETWORKS["fp32"]
@@ -163,7 +165,7 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
             to_half(full, path, wishes.wire)
         elif precision == "int8" and kept is not None:
             wishes.report("reading the ranges of INT8")
-            windows = real_windows(own, kept.cases, CALIBRATION_WINDOWS)
+            windows = real_windows(own, kept.cases, calibration_windows(window))
             to_int8(full, path, [window[None] for window in windows])
         wishes.report(f"checking {precision.upper()}")
         files.append(check(subject, precision, path, full))

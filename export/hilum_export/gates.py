@@ -7,6 +7,7 @@ Bounds of parity are shares of the largest absolute logit, so that they mean the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,14 +62,25 @@ class Gate:
         return asdict(self) | plain | {"passed": self.passed}
 
 
+def answers(path: Path, windows: Windows) -> dict[str, Outputs]:
+    """What each runtime answers, by its name."""
+    return {name: run(path, windows) for name, run in RUNTIMES.items()}
+
+
 def parity(
-    path: Path, windows: Windows, truth: Outputs, tensors: Tensors, precision: Precision = "fp32"
+    found: Mapping[str, Outputs], truth: Outputs, tensors: Tensors, precision: Precision = "fp32"
 ) -> tuple[Gate, ...]:
-    """How far each runtime's logits, and features where there are any, lie from the truth."""
+    """How far each runtime's logits, and features where there are any, lie from the truth.
+
+    Args:
+        found: ``answers`` of a file.
+        truth: of the network.
+        tensors: their names.
+        precision: of the file.
+    """
     gates = []
     logits = truth[tensors.logits]
-    for runtime, run in RUNTIMES.items():
-        answer = run(path, windows)
+    for runtime, answer in found.items():
         for name in (tensors.logits, tensors.features):
             if name is not None:
                 off = difference(answer[name], truth[name], logits)

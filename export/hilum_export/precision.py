@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,20 @@ NORMS: Final = ("InstanceNormalization", "GroupNormalization", "BatchNormalizati
 LARGEST_HALF: Final = 65504.0
 SMALLEST_HALF: Final = 2.0**-24
 """Bounds of FP16. Larger weights would be cut without a word; the overflow check finds what they do."""
-CALIBRATION_WINDOWS: Final = 32
-"""Windows that INT8's ranges are read from at most."""
+CALIBRATION: Final = (8, 32)
+"""Windows that INT8's ranges are read from, at least and at most ..."""
+CALIBRATION_VOXELS: Final = 2**23
+"""... and their voxels in between: ten windows of 96x96x96 show as many values as hundreds of pictures."""
+
+
+def calibration_windows(window: tuple[int, int, int]) -> int:
+    """How many windows of that size INT8's ranges are read from.
+
+    >>> calibration_windows((96, 96, 96)), calibration_windows((64, 64, 64)), calibration_windows((256, 256, 256))
+    (9, 32, 8)
+    """
+    least, most = CALIBRATION
+    return max(least, min(most, CALIBRATION_VOXELS // math.prod(window)))
 
 
 def to_half(source: Path, target: Path, wire: Wire = "fp32") -> None:

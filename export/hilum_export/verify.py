@@ -17,7 +17,7 @@ from hilum_export.precision import Precision, Wire
 from hilum_export.report import report
 from hilum_export.repository import LARGEST_BATCH, NETWORKS, TYPES
 from hilum_export.rtx import rtx_gate
-from hilum_export.runtimes import Outputs, Windows, onnxruntime
+from hilum_export.runtimes import RUNTIMES, Outputs, Windows, onnxruntime
 from hilum_export.structure import Structure, structure
 from hilum_export.tensorrt import find_model
 from hilum_export.tensorrt_engine import TensorRTEngine, engine_gates, open_plan
@@ -109,8 +109,11 @@ def _checked(model: Model, precision: Precision, full: Model) -> Checked:
         return checked
     manifest, tensors = model.manifest, model.manifest.tensors
     windows = noise(len(manifest.channels), manifest.windows.size, found.batch)
-    truth, answer = _answered(full, windows), _answered(model, windows)
-    gates = list(parity(path, windows, truth, tensors, precision))
+    answer = _answered(model, windows)
+    truth = answer if model is full else _answered(full, windows)
+    gates = list(
+        parity({"onnxruntime": answer, "openvino": RUNTIMES["openvino"](path, windows)}, truth, tensors, precision)
+    )
     if manifest.head is not None and tensors.features is not None:
         outputs = answer[tensors.features], answer[tensors.logits]
         gates.append(head_gate(outputs, manifest.head.arrays(), precision))

@@ -237,23 +237,22 @@ def test_a_server_that_says_done_and_wrote_nothing_is_seen(served: Served) -> No
 def test_another_model_after_a_restart_ends_the_job_instead_of_mixing_two(served: Served, tmp_path: Path) -> None:
     model, _ = publish_tiny(tmp_path / "models", manifest())
     triton_server.python_backed(tmp_path / "models", tmp_path / "served", seconds=0.02)
-    server = triton_server.Triton(tmp_path / "served", tmp_path / "scratch").start()
-    engine = TritonEngine(model, server.address, How(timeout=20.0))
+    with triton_server.Triton(tmp_path / "served", tmp_path / "scratch") as server:
+        engine = TritonEngine(model, server.address, How(timeout=20.0))
 
-    def exchange() -> None:
-        server.kill()
-        for config in (tmp_path / "served").glob("*/configs/*.pbtxt"):
-            config.write_text(config.read_text().replace('"python-fp32"', '"python-int8"'))
-        server.start()
+        def exchange(done: int, _: int) -> None:
+            if done != 5:
+                return
+            server.kill()
+            for config in (tmp_path / "served").glob("*/configs/*.pbtxt"):
+                config.write_text(config.read_text().replace('"python-fp32"', '"python-int8"'))
+            server.start()
 
-    with pytest.raises(ModelError, match="other files") as caught:
-        Segmenter(model, engine.for_job(False, lambda: False)).segment(
-            VOLUME, lambda done, _: exchange() if done == 5 else None
-        )
-    assert caught.value.code == "model_changed"
-    assert engine.for_job(False, lambda: False).precision == "python-int8", "the next job takes what is served now"
-    engine.close()
-    server.close()
+        with pytest.raises(ModelError, match="other files") as caught:
+            Segmenter(model, engine.for_job(False, lambda: False)).segment(VOLUME, exchange)
+        assert caught.value.code == "model_changed"
+        assert engine.for_job(False, lambda: False).precision == "python-int8", "the next job takes what is served now"
+        engine.close()
 
 
 def test_a_cancelled_job_calls_its_windows_back_from_the_server(tmp_path: Path) -> None:

@@ -243,3 +243,59 @@ def test_where_there_is_no_shared_memory_at_all(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(memory, "FOLDER", tmp_path / "none")
     channel: Any = NoServer("elsewhere")
     assert Regions(channel).take(10, 10) is None
+
+
+class Sharing(NoServer):
+    """A channel whose server takes shared memory, and still uses that of ``busy``."""
+
+    def __init__(self) -> None:
+        super().__init__("sharing")
+        self.known: list[str] = []
+        self.busy: set[str] = set()
+
+    def register(self, name: str, key: str, size: int) -> None:
+        self.known.append(name)
+
+    def unregister(self, name: str) -> None:
+        if name in self.busy:
+            raise CallError("busy", "in use")
+        self.known.remove(name)
+
+
+def test_a_region_is_used_again_only_after_an_answer_of_the_same_server() -> None:
+    channel: Any = Sharing()
+    regions = Regions(channel)
+
+    def taken(size: int = 10) -> memory.Region:
+        region = regions.take(size, size)
+        assert region is not None
+        return region
+
+    first = taken()
+    second = taken()
+    assert first.name != second.name
+    regions.give_back(first)
+    assert taken() is first
+    channel.busy.add(first.name)
+    regions.drop(first)  # its request failed: the server may write into it later
+    assert taken().name not in (first.name, second.name)
+    regions.renew()
+    regions.give_back(second)  # of a server that is no more
+    larger = taken(5000)
+    assert larger.name != second.name
+    assert first.name in channel.known, "the server still uses it"
+    channel.busy.clear()
+    regions.give_back(larger)
+    regions.close()
+    assert not {first.name, second.name, larger.name} & set(channel.known)
+
+
+def test_what_a_server_leaves_out_of_an_answer_is_not_finite() -> None:
+    channel: Any = Sharing()
+    region = Regions(channel).take(WINDOW.nbytes, EXPECTED.bytes)
+    assert region is not None
+    answer = region.get(EXPECTED.shape)
+    answer[:] = 1  # an earlier one
+    region.put(WINDOW)
+    assert np.isnan(answer.ravel()[:: memory.POISON_STEP]).all()
+    np.testing.assert_array_equal(np.frombuffer(region.memory, np.float32, WINDOW.size), WINDOW.ravel())

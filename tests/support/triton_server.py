@@ -6,6 +6,7 @@ The server of the wheel has no ONNX Runtime backend of its own: the repository i
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -97,10 +98,13 @@ class Triton:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9; its stubs end by themselves."""
+        """kill -9, with its stubs and the memory that they share: neither ends by itself."""
         assert self.process is not None
-        self.process.kill()
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for left in set(re.findall(r"/dev/shm/triton_python_backend\S+", maps)):
+            Path(left).unlink(missing_ok=True)
 
     def counts(self, name: str) -> tuple[int, int]:
         """Windows that a model was given, and calls in which it was, of all its versions."""

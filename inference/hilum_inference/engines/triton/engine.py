@@ -77,6 +77,9 @@ class Order:
             raise CancelledError("The segmentation was cancelled.")
 
 
+ANYBODY = Order()
+
+
 class TritonEngine:
     """One model and version of a running Triton.
 
@@ -124,11 +127,11 @@ class TritonEngine:
 
     def run(self, batch: Batch, output: Output = "logits") -> Batch:
         """(N, C, D, H, W) float32 windows to (N, K or F, D, H, W); the reply's shape, type and values are checked."""
-        return self.run_for(Order(), batch, output)
+        return self.run_for(ANYBODY, batch, output)
 
     def run_weighted(self, batch: Batch, output: Output = "logits", out: Weighted | None = None) -> Weighted:
         """(N, C, D, H, W) windows to (N, D, H, W, K or F), weighted here."""
-        return self.run_weighted_for(Order(), batch, output, out)
+        return self.run_weighted_for(ANYBODY, batch, output, out)
 
     def run_for(self, order: Order, batch: Batch, output: Output) -> Batch:
         """``run``, for somebody."""
@@ -208,13 +211,12 @@ class TritonEngine:
         raise failure.public() from failure
 
     def _attempt(self, order: Order, batch: Batch, expected: Expected) -> tuple[Batch, Region | None]:
-        self._recognise()
-        if order.identity not in (None, self._identity):
-            raise ModelError("Triton serves other files of the model than at the start of the job.", code=CHANGED)
+        self._recognise(order)
         windows, expected = self._typed(batch, expected)
         region = self._regions.take(windows.nbytes, expected.bytes)
         try:
             reply = self._wait(self._channel.infer(self._request(order, windows, expected, region)), order)
+            self._recognise(order)  # nothing, where the connection held meanwhile
             return checked(reply, expected, region), region
         except BaseException:
             self._regions.drop(region)
@@ -278,23 +280,24 @@ class TritonEngine:
         finally:
             call.cancel()  # nothing where it is done; else the server stops working on it
 
-    def _recognise(self) -> None:
-        """After the connection was lost: see what the server serves now.
+    def _recognise(self, order: Order = ANYBODY) -> None:
+        """After the connection was lost: see what the server serves now, and whether it is what the job began with.
 
         Raises:
             CallError: it does not say.
-            ModelError: it is another model altogether.
+            ModelError: it is another model.
         """
-        if self._seen == self._channel.losses:
-            return
-        with self._lock:
-            losses = self._channel.losses
-            config = self._channel.config(self._model.manifest.name, self._model.version)
-            _check_same(config, self._model)
-            self._identity = _identity(config)
-            self._types = types_of(config)
-            self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
-            self._seen = losses
+        if self._seen != self._channel.losses:
+            with self._lock:
+                losses = self._channel.losses
+                config = self._channel.config(self._model.manifest.name, self._model.version)
+                _check_same(config, self._model)
+                self._identity = _identity(config)
+                self._types = types_of(config)
+                self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
+                self._seen = losses
+        if order.identity not in (None, self._identity):
+            raise ModelError("Triton serves other files of the model than at the start of the job.", code=CHANGED)
 
 
 class JobEngine:
