@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hilum_export.checks import RTX_MISSING, Checked, explained
+from hilum_export.configurations import configuration_gates
 from hilum_export.errors import ExportError
 from hilum_export.gates import head_gate, parity
 from hilum_export.held_out import Kept, dice_gates, kept_cases
@@ -78,17 +79,13 @@ def verify(
     """
     if not (folder / CONFIG).is_file():
         raise ExportError(f"There is no model in {folder}: it has no {CONFIG}. Name a model's folder in a repository.")
-    home, name = folder.resolve().parent, folder.resolve().name
-    model = Repository([home]).model(name, version)
-    models: dict[Precision, Model] = {"fp32": model}
-    for precision in NETWORKS:
-        variant = next((each for each in model.variants if each.endswith(f"-{precision}")), None)
-        if precision != "fp32" and variant is not None:
-            models[precision] = Repository([home], variant).model(name, model.version)
-    files = {precision: _checked(each, precision, model) for precision, each in models.items()}
-    found = list(files.values())
-    plan = open_plan(find_model(folder, version)) if engine else None
+    folder = folder.resolve()
+    model = Repository([folder.parent]).model(folder.name, version)
+    plan = open_plan(find_model(folder, version)) if engine else None  # first: where there is no GPU, at once
     try:
+        models = _models(folder, model)
+        found = [_checked(each, precision, model) for precision, each in models.items()]
+        found[0] = found[0].with_gates(configuration_gates(folder, model))
         if plan is not None:
             found.append(_planned(folder, model, plan))
         kept = None
@@ -98,6 +95,16 @@ def verify(
         if plan is not None:
             plan.close()
     return Verified(model, tuple(found), report(found, kept))
+
+
+def _models(folder: Path, model: Model) -> dict[Precision, Model]:
+    """The model in every precision that was published, FP32 first."""
+    models: dict[Precision, Model] = {"fp32": model}
+    for precision in NETWORKS:
+        variant = next((each for each in model.variants if each.endswith(f"-{precision}")), None)
+        if precision != "fp32" and variant is not None:
+            models[precision] = Repository([folder.parent], variant).model(model.name, model.version)
+    return models
 
 
 def _checked(model: Model, precision: Precision, full: Model) -> Checked:

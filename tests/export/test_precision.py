@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from hilum_export import precision
 from hilum_export.gates import difference, torch_outputs
 from hilum_export.noise import noise
 from hilum_export.precision import to_half, to_int8
@@ -129,3 +131,7 @@ def test_int8_sits_in_the_convolutions(full: Path, shared: Trained) -> None:
     for runtime in (onnxruntime, openvino):
         answer = runtime(path, WINDOWS)["logits"]
         assert 0 < difference(answer, truth, truth) < 0.3
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(precision).failed == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,13 +34,17 @@ def test_what_was_exported_passes_again_and_so_does_its_report(model: Path) -> N
     assert told["passed"] and kept["passed"]
     for precision in ("fp32", "fp16"):
         again, first = told["networks"][precision], kept["networks"][precision]
+        not_there_yet = {
+            "variants of another network or manifest than their names say",
+            "configurations that Triton reads and the version does not have so",
+        }
         needs_the_network = {
             "sides of the window that the stride does not divide",
             "largest value inside the network",
             "answers that are no number in FP16",
             "answered otherwise where every value is rounded to FP16",
         }
-        assert [gate["name"] for gate in again["gates"]] == [
+        assert [gate["name"] for gate in again["gates"] if gate["name"] not in not_there_yet] == [
             gate["name"] for gate in first["gates"] if gate["name"] not in needs_the_network
         ]
         assert (again["sha256"], again["file"]) == (first["sha256"], first["file"])
@@ -116,6 +121,27 @@ def test_a_network_that_its_manifest_does_not_describe(tmp_path: Path) -> None:
         verify(published(tmp_path / "names", described("logits"), ["batch", 2, 8, 8, 8], "scores"))
     with pytest.raises(ExportError, match="cannot run theirs on windows of its manifest"):
         verify(published(tmp_path / "sizes", described(), ["batch", 2, 16, 8, 8], "scores"))
+
+
+def test_a_configuration_that_triton_reads_otherwise(model: Path) -> None:
+    path = model / "configs" / "onnxruntime-fp16.pbtxt"
+    path.write_text(path.read_text().replace("max_batch_size: 4", "max_batch_size: 8"))
+    (failed,) = [gate for gate in verify(model).files[0].gates if not gate.passed]
+    assert (failed.name, failed.value) == ("configurations that Triton reads and the version does not have so", 1)
+
+
+def test_a_variant_that_runs_another_file_than_its_name_says(model: Path) -> None:
+    path = model / "1" / "configs" / "onnxruntime-fp16.pbtxt"
+    digests = [
+        hashlib.sha256((model / "1" / name).read_bytes()).hexdigest() for name in ("model_fp16.onnx", "model.onnx")
+    ]
+    changed = path.read_text().replace("model_fp16.onnx", "model.onnx").replace(*digests)
+    path.write_text(changed)
+    (model / "configs" / path.name).write_text(changed)
+    failed = [gate for gate in verify(model).files[0].gates if not gate.passed]
+    assert [(gate.name, gate.value) for gate in failed] == [
+        ("variants of another network or manifest than their names say", 1)
+    ]
 
 
 def test_json_is_the_report(model: Path) -> None:
