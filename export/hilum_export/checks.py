@@ -14,7 +14,7 @@ from hilum_export.errors import GateError
 from hilum_export.gates import BOUNDS, Gate, answers, head_arrays, head_gate, parity, torch_outputs
 from hilum_export.noise import noise
 from hilum_export.overflow import overflow_gates
-from hilum_export.precision import Precision
+from hilum_export.precision import Precision, Wire
 from hilum_export.repository import LARGEST_BATCH
 from hilum_export.rtx import rtx_gate
 from hilum_export.runtimes import RUNTIMES, Outputs, Windows, onnxruntime
@@ -90,6 +90,7 @@ class Subject:
         window: (D, H, W).
         stride: of the network.
         real: windows (N, C, D, H, W) of cases, as the network sees them; None where no cases are at hand.
+        wire: type at the door of its FP16 file; the others take and give FP32.
     """
 
     network: Network
@@ -97,6 +98,7 @@ class Subject:
     window: tuple[int, int, int]
     stride: int = 1
     real: Windows | None = None
+    wire: Wire = "fp32"
 
     @cached_property
     def made_up(self) -> tuple[Windows, Outputs]:
@@ -117,7 +119,7 @@ def check(subject: Subject, precision: Precision, path: Path, full: Path) -> Che
     Raises:
         ExportError: the file is no sound ONNX.
     """
-    found = structure(path, LARGEST_BATCH, precision)
+    found = structure(path, LARGEST_BATCH, precision, subject.wire if precision == "fp16" else "fp32")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     checked = Checked(precision, path, sha256, (_whole_window(subject), *found.gates), found.audit)
     if not checked.passed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,13 @@ export_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 verify_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+class WireType(StrEnum):
+    """What the FP16 network takes and gives."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
 @export_app.command(epilog="Example: hilum export runs/abdomen --repository models --data cases --int8")
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of hilum train.")],
@@ -33,6 +41,9 @@ def export(
     ] = False,
     half: Annotated[bool, typer.Option("--fp16/--no-fp16", help="Whether FP16 is published, too.")] = True,
     int8: Annotated[bool, typer.Option("--int8", help="Publish INT8 for CPUs, too; needs --data.")] = False,
+    wire: Annotated[
+        WireType, typer.Option(help="What the FP16 network takes and gives: fp16 halves what travels to a Triton.")
+    ] = WireType.fp32,
     sign: Annotated[Path | None, typer.Option(help="Private key to sign the version with.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Write a MONAI Bundle into this new folder, too.")] = None,
 ) -> None:
@@ -49,7 +60,7 @@ def export(
     if int8:
         chosen.append("int8")
     with _told() as say:
-        wishes = Wishes(tuple(chosen), data, not no_dice_gate, bundle, _signer(sign), say)
+        wishes = Wishes(tuple(chosen), data, not no_dice_gate, bundle, wire.value, _signer(sign), say)
         done = publish(run, repository, None, wishes)
     show_published(done)
     if no_dice_gate:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from hilum_export.errors import EngineBuildError
 from hilum_export.gpu import Gpu
+from hilum_export.precision import Wire
 from hilum_export.repository import Profile
 from hilum_inference.files import write_atomically
 
@@ -40,6 +41,7 @@ class EngineManifest:
         compatibility: which other GPUs may run it: ``none``, ``ampere+``, ``same-cc``.
         version_compatible: whether later versions of TensorRT may run it.
         created: when, in UTC.
+        wire: what it takes and gives; older records do not say, and their plans have FP32.
     """
 
     onnx: str
@@ -53,6 +55,7 @@ class EngineManifest:
     compatibility: str
     version_compatible: bool
     created: str
+    wire: Wire = "fp32"
 
     def to_json(self) -> bytes:
         """As it is written."""

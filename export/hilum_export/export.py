@@ -15,7 +15,7 @@ from hilum_export.checks import TENSORS, Checked, Subject, check
 from hilum_export.errors import ExportError
 from hilum_export.gates import head_arrays
 from hilum_export.held_out import Kept, dice_gates, kept_cases, real_windows
-from hilum_export.precision import Precision, calibration_windows, to_half, to_int8
+from hilum_export.precision import Precision, Wire, calibration_windows, to_half, to_int8
 from hilum_export.report import NAME as REPORT
 from hilum_export.report import report
 from hilum_export.repository import NETWORKS, PROGRAM, config, configs
@@ -46,6 +46,7 @@ class Wishes:
         data: folder of the cases that the run was made from; None: none at hand.
         dice_gate: whether cases decide; False is written into the manifest.
         bundle: folder of a MONAI Bundle to be written, too; None: none.
+        wire: what the FP16 file takes and gives.
         finish: sees the complete version before anybody else does, such as to sign it.
         report: hears what is being done.
     """
@@ -54,6 +55,7 @@ class Wishes:
     data: Path | None = None
     dice_gate: bool = True
     bundle: Path | None = None
+    wire: Wire = "fp32"
     finish: Callable[[Path], None] | None = None
     report: Callable[[str], None] = lambda _: None
 
@@ -146,6 +148,8 @@ def _refuse(trained: Trained, repository: Path, wishes: Wishes) -> None:
         raise ExportError(f"{repository} is no folder; a model repository is one.")
     if not isinstance(trained.training.get("recipe"), dict):
         raise ExportError(f"The run's {TRAINING} holds no recipe; train again, or mend the file.")
+    if wishes.wire == "fp16" and "fp16" not in wishes.precisions:
+        raise ExportError("Only an FP16 file has FP16 at its door: publish FP16, too (--fp16).", code="no_half")
     if not any(bool(p.detach().abs().max()) for p in trained.network.head.parameters()):
         raise ExportError("The network's last layer holds zeros only; train it before it is exported.")
 
@@ -162,7 +166,7 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
     voxels = math.prod(trained.manifest.windows.size)
     real = None if kept is None else real_windows(own, kept.cases, max(1, min(REAL_WINDOWS, REAL_VOXELS // voxels)))
     channels, window = len(trained.manifest.channels), trained.manifest.windows.size
-    subject = Subject(trained.network, channels, window, trained.architecture.stride, real)
+    subject = Subject(trained.network, channels, window, trained.architecture.stride, real, wishes.wire)
     full = folder / NETWORKS["fp32"]
     wishes.report("writing ONNX")
     to_onnx(trained.network, channels, window, full)
@@ -172,7 +176,7 @@ def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, f
             continue
         path = folder / name
         if precision == "fp16":
-            to_half(full, path)
+            to_half(full, path, wishes.wire)
         elif precision == "int8" and kept is not None:
             wishes.report("reading the ranges of INT8")
             windows = real_windows(own, kept.learnt or kept.cases, calibration_windows(window))
@@ -215,7 +219,8 @@ def _published(
     content[ARCHITECTURE] = to_json(trained.architecture).encode()
     content[CARD] = card(manifest, trained.training).encode()
     content[REPORT] = report(files, files[0].passed, kept if wishes.dice_gate else None)
-    variants = configs(manifest, features, {file.precision: file.sha256 for file in passed})
+    networks = {file.precision: file.sha256 for file in passed}
+    variants = configs(manifest, features, networks, wire=wishes.wire)
     text = config(manifest, features)
     version = publish(repository, manifest.name, text, content, variants=variants, finish=wishes.finish)
     withheld = tuple(file for file in files if not file.passed)

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hilum_export.errors import NoGpuError
@@ -90,12 +89,12 @@ class Cuda:
         """Give room back."""
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
-    def send(self, values: NDArray[np.float32], address: int) -> None:
+    def send(self, values: NDArray[Any], address: int) -> None:
         """Copy values, which lie in one piece, to the GPU."""
         source = values.ctypes.data_as(ctypes.c_void_p)
         self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), source, ctypes.c_size_t(values.nbytes))
 
-    def fetch(self, address: int, values: NDArray[np.float32]) -> None:
+    def fetch(self, address: int, values: NDArray[Any]) -> None:
         """Copy from the GPU into values, which lie in one piece."""
         target = values.ctypes.data_as(ctypes.c_void_p)
         self._call("cuMemcpyDtoH_v2", target, ctypes.c_uint64(address), ctypes.c_size_t(values.nbytes))

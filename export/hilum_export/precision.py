@@ -18,6 +18,8 @@ from typing import Any, Final, Literal
 from hilum_export.runtimes import Windows
 
 Precision = Literal["fp32", "fp16", "int8"]
+Wire = Literal["fp32", "fp16"]
+"""Type of what goes into a network and comes out of it."""
 NORMS: Final = ("InstanceNormalization", "GroupNormalization", "BatchNormalization", "LayerNormalization")
 """Operators that stay in FP32: they sum over a whole window, which FP16 cannot hold (islands between two casts)."""
 LARGEST_HALF: Final = 65504.0
@@ -39,8 +41,8 @@ def calibration_windows(window: tuple[int, int, int]) -> int:
     return max(least, min(most, CALIBRATION_VOXELS // math.prod(window)))
 
 
-def to_half(source: Path, target: Path) -> None:
-    """Write the FP16 form of an FP32 file: norms in FP32, FP32 at the door, everything else in FP16."""
+def to_half(source: Path, target: Path, wire: Wire = "fp32") -> None:
+    """Write the FP16 form of an FP32 file: norms in FP32, the door as chosen, everything else in FP16."""
     import onnx
     from onnxconverter_common import float16
 
@@ -50,7 +52,7 @@ def to_half(source: Path, target: Path) -> None:
         warnings.simplefilter("ignore", UserWarning)  # of weights below the smallest FP16 number
         half = float16.convert_float_to_float16(
             model,
-            keep_io_types=True,
+            keep_io_types=wire == "fp32",
             min_positive_val=SMALLEST_HALF,
             max_finite_val=LARGEST_HALF,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *NORMS],

@@ -1,6 +1,7 @@
 """The configurations of an exported model, one for each back-end that can run it, written with Triton's own classes.
 
-All have the model's name, tensors and sizes: whoever asks Triton need not know which of them answers.
+All have the model's name, tensors and sizes: whoever asks Triton need not know which of them answers. Those of FP16 may
+have FP16 at the door, which a client reads in the configuration.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hilum_export.errors import ExportError
-from hilum_export.precision import Precision
+from hilum_export.precision import Precision, Wire
 from hilum_inference.layout import NETWORK_PARAMETER, VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, Manifest
 from hilum_inference.repository import manifest_parameter
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 NETWORK = "model.onnx"
 NETWORKS: Final[dict[Precision, str]] = {"fp32": NETWORK, "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 """Precision -> file in the version's folder."""
+TYPES: Final[dict[Wire, str]] = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16"}
+"""As Triton's configurations name them."""
 PLAN = "model.plan"
 CAPABILITIES: Final = ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
 """Of the GPUs that TensorRT knows. Each has a plan of its own; all are named beforehand: what is signed stays so."""
@@ -114,7 +117,11 @@ def config(manifest: Manifest, features: int, max_batch: int = LARGEST_BATCH) ->
 
 
 def configs(
-    manifest: Manifest, features: int, networks: Mapping[Precision, str], profile: Profile = DEFAULT_PROFILE
+    manifest: Manifest,
+    features: int,
+    networks: Mapping[Precision, str],
+    profile: Profile = DEFAULT_PROFILE,
+    wire: Wire = "fp32",
 ) -> dict[str, str]:
     """The configurations of all variants of the precisions that are published, by name.
 
@@ -123,6 +130,7 @@ def configs(
         features: channels of the ``features`` output.
         networks: precision (``fp32``, ``fp16``, ``int8``) -> SHA-256 of its file.
         profile: batches that engines are built for.
+        wire: what the FP16 file takes and gives; the others take and give FP32.
 
     Raises:
         ExportError: an unknown precision, no such batch or window.
@@ -134,7 +142,8 @@ def configs(
     for variant, kind in VARIANTS.items():
         if kind.precision in networks:
             digests = manifest.digests.model_copy(update={"weights": networks[kind.precision]})
-            texts[variant] = _text(manifest.model_copy(update={"digests": digests}), features, variant, profile)
+            own = manifest.model_copy(update={"digests": digests})
+            texts[variant] = _text(own, features, variant, profile, wire if kind.precision == "fp16" else "fp32")
     return texts
 
 
@@ -144,11 +153,11 @@ def plan_name(capability: str) -> str:
     return f"{stem}_{capability}{dot}{suffix}"
 
 
-def _text(manifest: Manifest, features: int, variant: str, profile: Profile) -> str:
+def _text(manifest: Manifest, features: int, variant: str, profile: Profile, wire: Wire = "fp32") -> str:
     from google.protobuf import text_format
 
     _check(manifest, features, profile)
-    message = _tensors(manifest, features)
+    message = _tensors(manifest, features, wire)
     kind = VARIANTS[variant]
     message.backend = kind.backend
     message.default_model_filename = kind.file
@@ -157,7 +166,7 @@ def _text(manifest: Manifest, features: int, variant: str, profile: Profile) -> 
     message.dynamic_batching.CopyFrom(_batching(profile))
     group = message.instance_group.add(count=1)
     group.kind = group.Kind.Value(kind.place)
-    message.model_warmup.extend(_warmup(manifest, batch) for batch in sorted({profile.least, profile.most}))
+    message.model_warmup.extend(_warmup(manifest, batch, wire) for batch in sorted({profile.least, profile.most}))
     texts = {
         PARAMETER: manifest_parameter(manifest),
         VARIANT_PARAMETER: variant,
@@ -192,8 +201,8 @@ def _check(manifest: Manifest, features: int, profile: Profile) -> None:
         )
 
 
-def _tensors(manifest: Manifest, features: int) -> ModelConfig:
-    """Name, input and outputs: the same for every variant."""
+def _tensors(manifest: Manifest, features: int, wire: Wire) -> ModelConfig:
+    """Name, input and outputs: the same for every variant but for the type."""
     from tritonclient.grpc import model_config_pb2 as triton
 
     window = list(manifest.windows.size)
@@ -203,9 +212,9 @@ def _tensors(manifest: Manifest, features: int) -> ModelConfig:
         outputs[names.features] = features
     return triton.ModelConfig(
         name=manifest.name,
-        input=[triton.ModelInput(name=names.image, data_type=triton.TYPE_FP32, dims=[len(manifest.channels), *window])],
+        input=[triton.ModelInput(name=names.image, data_type=TYPES[wire], dims=[len(manifest.channels), *window])],
         output=[
-            triton.ModelOutput(name=name, data_type=triton.TYPE_FP32, dims=[channels, *window])
+            triton.ModelOutput(name=name, data_type=TYPES[wire], dims=[channels, *window])
             for name, channels in outputs.items()
         ],
     )
@@ -236,12 +245,12 @@ def _policy(level: int) -> ModelQueuePolicy:
     )
 
 
-def _warmup(manifest: Manifest, batch: int) -> ModelWarmup:
+def _warmup(manifest: Manifest, batch: int, wire: Wire) -> ModelWarmup:
     """An empty batch, run before the first request: kernels are chosen and memory is taken then."""
     from tritonclient.grpc import model_config_pb2 as triton
 
     shape = [len(manifest.channels), *manifest.windows.size]
-    image = triton.ModelWarmup.Input(data_type=triton.TYPE_FP32, dims=shape, zero_data=True)
+    image = triton.ModelWarmup.Input(data_type=TYPES[wire], dims=shape, zero_data=True)
     return triton.ModelWarmup(name=f"{batch} empty", batch_size=batch, inputs={manifest.tensors.image: image})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hilum_export.errors import ExportError
 from hilum_export.gates import Gate
 from hilum_export.noise import BATCH
-from hilum_export.precision import NORMS, Precision
+from hilum_export.precision import NORMS, Precision, Wire
 
 LARGEST_TENSOR = 2**31 - 1
 """Elements of one tensor: TensorRT refuses more."""
@@ -23,6 +23,8 @@ WEIGHTS: dict[Precision, tuple[str, ...]] = {"fp16": ("FLOAT16",), "int8": ("INT
 """Types of a convolution's kernel."""
 MAY_STAY: dict[Precision, int] = {"fp16": 0, "int8": 2}
 """Convolutions that may have stayed in FP32: NNCF leaves those whose ranges it could not read."""
+DOOR: dict[Wire, str] = {"fp32": "FLOAT", "fp16": "FLOAT16"}
+"""Type of the input and of every output."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Structure:
         return self.fixed_batch or BATCH
 
 
-def structure(path: Path, batch: int, precision: Precision = "fp32") -> Structure:
+def structure(path: Path, batch: int, precision: Precision = "fp32", wire: Wire = "fp32") -> Structure:
     """Check a file that somebody may have made elsewhere.
 
     Args:
         path: of the file.
         batch: windows in one call at most.
         precision: that its convolutions must have.
+        wire: that its input and outputs must have.
 
     Raises:
         ExportError: no ONNX, or a graph that contradicts itself.
@@ -64,6 +67,7 @@ def structure(path: Path, batch: int, precision: Precision = "fp32") -> Structur
         Gate("weights outside the file", _outside(model), 0, "tensors"),
         Gate("operators of other makers", _foreign(model), 0, "nodes"),
         *_typed(model, precision),
+        _door(model, wire),
         Gate("largest tensor", largest, LARGEST_TENSOR, "elements"),
         Gate("size of the file", path.stat().st_size, LARGEST_FILE, "bytes"),
     )
@@ -115,6 +119,13 @@ def _typed(model: Any, precision: Precision) -> tuple[Gate, ...]:
         Gate(f"convolutions that are not {precision.upper()}", left, MAY_STAY[precision], "nodes"),
         Gate("norms that do not compute in FP32", norms, 0, "nodes"),
     )
+
+
+def _door(model: Any, wire: Wire) -> Gate:
+    """Whether input and outputs are of one type: what a configuration says of them must hold for all."""
+    tensors = (*model.graph.input, *model.graph.output)
+    other = sum(_type(each.type.tensor_type.elem_type) != DOOR[wire] for each in tensors)
+    return Gate(f"inputs and outputs that are not {wire.upper()}", other, 0, "tensors")
 
 
 def _norms(model: Any) -> Counter[str]:

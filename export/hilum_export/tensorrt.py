@@ -200,6 +200,7 @@ def _manifest(
         compatibility=options.compatibility,
         version_compatible=options.version_compatible,
         created=now(),
+        wire=built.wire,
     )
 
 

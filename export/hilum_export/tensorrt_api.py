@@ -22,6 +22,7 @@ class Tensor(Protocol):
 
     name: str
     shape: Sequence[int]
+    dtype: Any
 
 
 class NetworkDefinition(Protocol):

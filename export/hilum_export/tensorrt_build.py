@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hilum_export.errors import EngineBuildError
+from hilum_export.precision import Wire
 from hilum_export.repository import Profile
 from hilum_export.tensorrt_api import (
     Builder,
@@ -54,12 +55,14 @@ class Built:
         plan: its bytes.
         profile: the batches that it takes; a network with a fixed batch takes only that one.
         flags: TensorRT's names of what was switched on.
+        wire: what it takes and gives: the types of the network's door.
         timing_cache: to keep; empty where it was not asked for.
     """
 
     plan: bytes
     profile: Profile
     flags: tuple[str, ...]
+    wire: Wire = "fp32"
     timing_cache: bytes = b""
 
 
@@ -93,7 +96,8 @@ def build(
         if plan is None:
             said = errors[0] if errors else "it did not say why"
             raise EngineBuildError(f"TensorRT cannot build {path.name}: {said}.", errors)
-        return Built(bytes(memoryview(plan)), profile, flags, _kept(config, options))
+        wire: Wire = "fp16" if network.get_input(0).dtype == member(library, "DataType", "HALF") else "fp32"
+        return Built(bytes(memoryview(plan)), profile, flags, wire, _kept(config, options))
 
 
 def _parse(parser: Parser, path: Path) -> None:

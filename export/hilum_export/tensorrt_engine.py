@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hilum_export.engine_manifest import check_engine
 from hilum_export.errors import EngineBuildError
 from hilum_export.gates import Gate, difference
+from hilum_export.precision import Wire
 from hilum_export.repository import NETWORK, plan_name
 from hilum_export.runtimes import Outputs, Windows, onnxruntime
 from hilum_export.tensorrt import Host, find_model, host, network_of
 from hilum_export.tensorrt_api import load, member
 from hilum_inference.blend import weigh
-from hilum_inference.engines import Batch, Output, Weighted
+from hilum_inference.engines import Batch, Output, Weighted, check_fits_half
 from hilum_inference.errors import EngineError
 from hilum_inference.manifest import Manifest
 from hilum_inference.repository import Model
@@ -35,12 +37,19 @@ CHANCE_DISAGREEMENT: Final = 2e-2
 """Likewise of made-up windows, whose labels hang by a thread: 1e-2 were seen where every value is rounded to FP16."""
 
 
+_TYPES: Final[dict[Wire, tuple[str, type[np.float32] | type[np.float16]]]] = {
+    "fp32": ("FLOAT", np.float32),
+    "fp16": ("HALF", np.float16),
+}
+"""What a plan takes and gives -> TensorRT's name for it, and numpy's."""
+
+
 class TensorRTEngine:
     """A plan on this machine's GPU.
 
     Args:
         model: of ``find_model``; its manifest says what goes in and out.
-        plan: to run, with its record beside it.
+        plan: to run, with its record beside it; it may have FP16 at its door.
         machine: None: this machine's GPU and TensorRT.
 
     Raises:
@@ -61,7 +70,8 @@ class TensorRTEngine:
         self._lock = threading.Lock()
         self._machine.cuda.use()
         self._engine: Any = load(self._machine.library, plan.read_bytes(), record.version_compatible)
-        self._names = self._checked_tensors(plan)
+        self._type = _TYPES[record.wire][1]
+        self._names = self._checked_tensors(plan, record.wire)
         self._context: Any = self._engine.create_execution_context()
         if self._context is None:
             raise EngineBuildError(f"{plan.name} was loaded but cannot run: the GPU has no room for it.")
@@ -105,11 +115,15 @@ class TensorRTEngine:
         if count < self._least:
             batch = np.concatenate([batch, np.zeros((self._least - count, *batch.shape[1:]), np.float32)])
         with self._lock:
-            return {
-                name: answer[:count] for name, answer in self._infer(np.ascontiguousarray(batch, np.float32)).items()
-            }
+            return {name: answer[:count] for name, answer in self._infer(self._encoded(batch)).items()}
 
-    def _infer(self, batch: Batch) -> Outputs:
+    def _encoded(self, batch: Batch) -> NDArray[Any]:
+        """As the plan takes it."""
+        if self._type is np.float16:
+            check_fits_half(batch)
+        return np.ascontiguousarray(batch, self._type)
+
+    def _infer(self, batch: NDArray[Any]) -> Outputs:
         if self._context is None:
             raise EngineError("The plan was closed.")
         cuda = self._machine.cuda
@@ -124,19 +138,20 @@ class TensorRTEngine:
         if not self._context.execute_async_v3(cuda.stream):
             raise EngineError("TensorRT could not run the plan.")
         cuda.wait()
-        answers = {name: np.empty(shape, np.float32) for name, shape in shapes.items() if name != image}
+        answers = {name: np.empty(shape, self._type) for name, shape in shapes.items() if name != image}
         for name, answer in answers.items():
             cuda.fetch(self._room[name], answer)
-        return answers
+        return {name: answer.astype(np.float32, copy=False) for name, answer in answers.items()}
 
     def _address(self, name: str, shape: tuple[int, ...]) -> int:
         """Room for the largest batch of a tensor, taken once."""
         if name not in self._room:
-            self._room[name] = self._machine.cuda.room(4 * self._most * int(np.prod(shape[1:])))
+            size = np.dtype(self._type).itemsize
+            self._room[name] = self._machine.cuda.room(size * self._most * int(np.prod(shape[1:])))
         return self._room[name]
 
-    def _checked_tensors(self, plan: Path) -> dict[str, tuple[int, ...]]:
-        """Sizes of one window's input and outputs by name: float32, and no others than the manifest's."""
+    def _checked_tensors(self, plan: Path, wire: Wire) -> dict[str, tuple[int, ...]]:
+        """Sizes of one window's input and outputs by name: of the record's type, and no others than the manifest's."""
         manifest, engine, library = self._manifest, self._engine, self._machine.library
         expected = {manifest.tensors.image: (len(manifest.channels), *manifest.windows.size)}
         expected[manifest.tensors.logits] = (manifest.classes, *manifest.windows.size)
@@ -147,9 +162,9 @@ class TensorRTEngine:
             expected[features] = found[features]
         if found != expected:
             raise EngineBuildError(f"{plan.name} has the tensors {found}, the manifest promises {expected}.")
-        single = member(library, "DataType", "FLOAT")
-        if any(engine.get_tensor_dtype(name) != single for name in names):
-            raise EngineBuildError(f"{plan.name} does not take and give float32.")
+        kind = member(library, "DataType", _TYPES[wire][0])
+        if any(engine.get_tensor_dtype(name) != kind for name in names):
+            raise EngineBuildError(f"{plan.name} does not take and give {wire.upper()}, as its record says.")
         return found
 
 

@@ -13,15 +13,17 @@ from hilum_export.errors import ExportError
 from hilum_export.gates import head_gate, parity
 from hilum_export.held_out import Kept, dice_gates, kept_cases, real_windows
 from hilum_export.noise import BATCH, noise
-from hilum_export.precision import Precision
+from hilum_export.precision import Precision, Wire
 from hilum_export.report import report
-from hilum_export.repository import LARGEST_BATCH, NETWORKS
+from hilum_export.repository import LARGEST_BATCH, NETWORKS, TYPES
 from hilum_export.rtx import rtx_gate
 from hilum_export.runtimes import RUNTIMES, Outputs, Windows, onnxruntime
 from hilum_export.structure import Structure, structure
 from hilum_export.tensorrt import find_model
 from hilum_export.tensorrt_engine import TensorRTEngine, engine_gates, open_plan
 from hilum_inference.engines import EngineSettings, open_engine
+from hilum_inference.layout import config_file
+from hilum_inference.pbtxt import parse_pbtxt
 from hilum_inference.repository import CONFIG, Model, Repository
 from hilum_search.evaluate import Opened
 from hilum_search.recipe import recipe_of
@@ -107,7 +109,7 @@ def _models(folder: Path, model: Model) -> dict[Precision, Model]:
 def _checked(model: Model, precision: Precision, full: Model) -> Checked:
     """One file; where its structure is unsound nothing runs it: a runtime might follow a path that leads elsewhere."""
     path = model.onnx()
-    found = structure(path, LARGEST_BATCH, precision)
+    found = structure(path, LARGEST_BATCH, precision, _wire(model))
     checked = Checked(precision, path, model.manifest.digests.weights, found.gates, found.audit)
     if not checked.passed:
         return checked
@@ -125,6 +127,14 @@ def _checked(model: Model, precision: Precision, full: Model) -> Checked:
     if not checked.passed:
         return replace(checked, why=explained(full.onnx(), path, windows, precision))
     return checked if precision == "int8" else _compiled(checked, model, found)
+
+
+def _wire(model: Model) -> Wire:
+    """What its configuration promises of its door; a client sends that."""
+    variant = model.variant if model.variant in model.variants else None
+    path = config_file(model.onnx().parent.parent, model.version, variant)
+    inputs = parse_pbtxt(path.read_text(encoding="utf-8")).get("input", [{}])
+    return "fp16" if inputs[0].get("data_type") == [TYPES["fp16"]] else "fp32"
 
 
 def _compiled(checked: Checked, model: Model, found: Structure) -> Checked:

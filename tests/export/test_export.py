@@ -21,6 +21,7 @@ from hilum_export.errors import ExportError, GateError
 from hilum_export.export import Wishes, export
 from hilum_export.gates import Gate
 from hilum_export.precision import Precision
+from hilum_export.verify import verify
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.errors import ModelError
 from hilum_inference.manifest import Manifest
@@ -120,6 +121,40 @@ def test_half_precision_that_fails_is_withheld_and_the_report_says_why(trained: 
     assert [path.stem for path in (done.folder / "configs").iterdir() if "fp16" in path.stem] == []
     told = json.loads((done.folder / "gates.json").read_text())
     assert (told["passed"], told["networks"]["fp16"]["passed"]) == (True, False)
+
+
+def test_half_at_the_door_is_published_checked_again_and_run(run: Path, trained: Trained, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "models", wishes=Wishes(("fp16",), dice_gate=False, wire="fp16"))
+    assert [file.precision for file in done.files] == ["fp32", "fp16"] and not done.withheld
+    assert {each.passed for each in done.files} == {True}
+    checked = {gate.name for gate in done.files[1].gates}
+    assert "inputs and outputs that are not FP16" in checked
+    for variant, kind in (("onnxruntime-fp16", "FP16"), ("python-fp32", "FP32")):
+        text = (done.folder / "configs" / f"{variant}.pbtxt").read_text()
+        assert set(re.findall(r"data_type: TYPE_(\w+)", text)) == {kind}
+    assert verify(done.folder.parent).passed
+    windows = np.random.default_rng(0).normal(0, 1, (2, 2, 16, 16, 8)).astype(np.float32)
+    with torch.inference_mode():
+        truth = trained.network(torch.from_numpy(windows)).numpy()
+    engine = open_engine(Repository([tmp_path / "models"], "onnxruntime-fp16").model(), EngineSettings())
+    answer = engine.run(windows)
+    engine.close()
+    assert answer.dtype == np.float32
+    assert 0 < np.abs(answer - truth).max() < 2e-2 * np.abs(truth).max()
+    for home in (done.folder.parent, done.folder):  # a client would send what the network does not take
+        path = home / "configs" / "onnxruntime-fp16.pbtxt"
+        path.write_text(path.read_text().replace("TYPE_FP16", "TYPE_FP32"))
+    again = verify(done.folder.parent).files[1]
+    assert again.failure.startswith("inputs and outputs that are not FP32: 3 tensors")
+
+
+def test_half_at_the_door_without_an_fp16_file_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="publish FP16, too"):
+        export(run, tmp_path / "models", wishes=Wishes((), dice_gate=False, wire="fp16"))
+    words = [str(run), "-r", str(tmp_path / "models"), "--no-dice-gate", "--no-fp16", "--wire", "fp16"]
+    with pytest.raises(ExportError, match="publish FP16, too"):
+        CliRunner().invoke(export_app, words, catch_exceptions=False)
+    assert not (tmp_path / "models").exists()
 
 
 def test_each_precision_has_variants_of_its_own(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""FP16 stands in the graph, norms stay in FP32, the door stays FP32; INT8 sits in the convolutions."""
+"""FP16 stands in the graph, norms stay in FP32, the door is as chosen; INT8 sits in the convolutions."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def half(full: Path) -> Path:
     return full.with_name("half.onnx")
 
 
+@pytest.fixture(scope="module")
+def thin(full: Path) -> Path:
+    """FP16 at the door, too."""
+    to_half(full, full.with_name("thin.onnx"), "fp16")
+    return full.with_name("thin.onnx")
+
+
 def test_weights_are_half_norms_are_not_and_the_door_is_as_before(full: Path, half: Path) -> None:
     model, before = onnx.load(half), onnx.load(full)
     onnx.checker.check_model(model, full_check=True)
@@ -49,6 +56,32 @@ def test_weights_are_half_norms_are_not_and_the_door_is_as_before(full: Path, ha
     assert set(found.audit["norms"]) == {"FLOAT"} and found.audit["norms"]["FLOAT"] > 3
     assert not all(gate.passed for gate in structure(full, 4, "fp16").gates)
     assert not all(gate.passed for gate in structure(half, 4, "fp32").gates)
+
+
+def test_with_half_at_the_door_norms_are_islands_all_the_same(thin: Path, half: Path) -> None:
+    model = onnx.load(thin)
+    onnx.checker.check_model(model, full_check=True)
+    door = (*model.graph.input, *model.graph.output)
+    assert [value.name for value in door] == ["image", "logits", "features"]
+    assert {value.type.tensor_type.elem_type for value in door} == {TensorProto.FLOAT16}
+    found = structure(thin, 4, "fp16", "fp16")
+    assert all(gate.passed for gate in found.gates)
+    assert found.audit["norms"] == structure(half, 4, "fp16").audit["norms"]
+
+
+def test_half_at_the_door_is_taken_and_given_as_float32_by_both_runtimes(half: Path, thin: Path) -> None:
+    windows = WINDOWS.astype(np.float16).astype(np.float32)  # so that the door rounds nothing
+    for runtime in (onnxruntime, openvino):
+        there, here = runtime(half, windows), runtime(thin, windows)
+        for name in ("logits", "features"):
+            assert here[name].dtype == np.float32
+            assert difference(here[name], there[name], there["logits"]) < 2e-3
+
+
+def test_a_window_beyond_half_fails_instead_of_being_cut(thin: Path) -> None:
+    answer = onnxruntime(thin, np.full_like(WINDOWS, 1e5))["logits"]
+    assert not np.isfinite(answer).all()
+    assert not difference(answer, np.zeros_like(answer), np.ones_like(answer)) <= 1e-2
 
 
 @pytest.mark.parametrize("runtime", [onnxruntime, openvino])
@@ -67,7 +100,7 @@ def test_a_norm_in_half_is_found(half: Path, tmp_path: Path) -> None:
 
     model = float16.convert_float_to_float16(onnx.load(half.with_name("model.onnx")))
     onnx.save(model, tmp_path / "without.onnx")
-    failed = [gate.name for gate in structure(tmp_path / "without.onnx", 4, "fp16").gates if not gate.passed]
+    failed = [gate.name for gate in structure(tmp_path / "without.onnx", 4, "fp16", "fp16").gates if not gate.passed]
     assert failed == ["norms that do not compute in FP32"]
 
 

@@ -71,6 +71,17 @@ def test_all_variants_are_alike_at_the_door(texts: dict[str, str]) -> None:
         assert theirs.version_policy.latest.num_versions == 1
 
 
+def test_what_runs_the_fp16_file_says_fp16_where_that_was_chosen(described: Manifest, texts: dict[str, str]) -> None:
+    thin = configs(described, 3, SHA256, wire="fp16")
+    halves = ("onnxruntime-fp16", "onnxruntime-trt-fp16", "tensorrt-fp16")
+    for name, text in thin.items():
+        theirs = parsed(text)
+        warmed = [each.inputs["image"] for each in theirs.model_warmup]
+        kinds = {each.data_type for each in (*theirs.input, *theirs.output, *warmed)}
+        assert kinds == {triton.TYPE_FP16 if name in halves else triton.TYPE_FP32}
+        assert text.replace("TYPE_FP16", "TYPE_FP32") == texts[name]
+
+
 def test_each_variant_names_its_network_and_carries_its_digest(texts: dict[str, str]) -> None:
     for name, text in texts.items():
         precision = VARIANTS[name].precision

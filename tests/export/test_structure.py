@@ -74,6 +74,23 @@ def test_weights_of_another_precision(tmp_path: Path) -> None:
     assert found.audit["initialisers"] == {"FLOAT16": 1}
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_door_of_two_types(tmp_path: Path, place: int) -> None:
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    kinds = [half if n == place else single for n in range(3)]
+    names = ("image", "logits", "features")
+    door = [helper.make_tensor_value_info(n, kind, SIZES) for n, kind in zip(names, kinds, strict=True)]
+    nodes = [
+        helper.make_node("Cast", ["image"], [name], to=kind) for name, kind in zip(names[1:], kinds[1:], strict=True)
+    ]
+    graph = helper.make_graph(nodes, "g", door[:1], door[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    for wire, other in (("fp32", 1), ("fp16", 2)):
+        gates = structure(tmp_path / "m.onnx", 1, "fp16", wire).gates  # type: ignore[arg-type]
+        (gate,) = (each for each in gates if each.name == f"inputs and outputs that are not {wire.upper()}")
+        assert (gate.value, gate.passed) == (other, False)
+
+
 @pytest.mark.parametrize("content", [b"", b"no network", b"\x80\x04pickle"])
 def test_what_is_no_onnx_is_said_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)

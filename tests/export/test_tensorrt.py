@@ -5,6 +5,7 @@ What only a GPU shows is marked ``gpu`` and says so when it is skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 from hilum_client.cli import VERBS, Verb, main
 from hilum_export import tensorrt as module
 from hilum_export.engine_cli import NO_GPU_EXIT, build_engine_app
-from hilum_export.engine_manifest import check_engine, digest, read_manifest
+from hilum_export.engine_manifest import check_engine, digest, read_manifest, write_manifest
 from hilum_export.errors import EngineBuildError, ExportError, NoGpuError
 from hilum_export.gpu import Cuda
 from hilum_export.noise import noise
@@ -34,7 +35,7 @@ from hilum_export.tensorrt import Host, build_engine, find_model, host, plan_fil
 from hilum_export.tensorrt_api import TensorRT, member
 from hilum_export.tensorrt_build import COMPATIBILITY, Options
 from hilum_export.tensorrt_engine import TensorRTEngine, engine_gates
-from hilum_inference.errors import ModelError, OutOfMemoryError
+from hilum_inference.errors import EngineError, ModelError, OutOfMemoryError
 from hilum_inference.manifest import Digests, Head
 from hilum_inference.repository import publish
 
@@ -189,6 +190,39 @@ def test_the_plan_runs_as_every_other_engine(model: Path, gpu: Cuda) -> None:
     assert not engine.ready()
 
 
+def test_a_plan_with_half_at_its_door_takes_and_gives_float32_all_the_same(tmp_path: Path, gpu: Cuda) -> None:
+    single, half = tmp_path / "single.onnx", tmp_path / "half.onnx"
+    single.write_bytes(onnx_bytes(Tiny(), (16, 16, 16)))
+    to_half(single, half, "fp16")
+    model = published(tmp_path / "models", other=half.read_bytes())
+    here, found = machine(gpu, model), find_model(model, 1)
+    done = build_engine(here, found)
+    assert done.manifest.wire == read_manifest(done.plan).wire == "fp16"
+    engine = TensorRTEngine(found, done.plan, here)
+    windows = noise(1, (16, 16, 16), 6)
+    with torch.inference_mode():
+        expected = Tiny()(torch.from_numpy(windows)).numpy()
+    answer = engine.run(windows)
+    assert answer.dtype == np.float32
+    assert 0 < np.abs(answer - expected).max() < 1e-2 * np.abs(expected).max()
+    with pytest.raises(EngineError, match="in FP16, which cannot hold"):
+        engine.run(np.full_like(windows, 1e6))
+    engine.close()
+    assert all(gate.passed for gate in engine_gates(model, None, windows, here))
+    write_manifest(done.plan, dataclasses.replace(done.manifest, wire="fp32"))
+    with pytest.raises(EngineBuildError, match="does not take and give FP32, as its record says"):
+        TensorRTEngine(found, done.plan, here)
+
+
+def test_a_record_of_a_plan_that_says_nothing_of_its_door_means_fp32(model: Path, gpu: Cuda) -> None:
+    plan = build_engine(machine(gpu, model), find_model(model, 1)).plan
+    path = plan.with_name(f"{plan.name}.json")
+    fields = json.loads(path.read_text())
+    assert fields.pop("wire") == "fp32"
+    path.write_text(json.dumps(fields))
+    TensorRTEngine(find_model(model, 1), plan, machine(gpu, model)).close()
+
+
 def test_a_plan_passes_the_gates_and_a_wrong_one_does_not(model: Path, gpu: Cuda) -> None:
     here = machine(gpu, model)
     build_engine(here, find_model(model, 1))
@@ -292,6 +326,7 @@ def test_every_name_that_is_asked_for_is_in_tensorrt_11() -> None:
     )
     assert lean.__version__.split(".")[0] == "11"
     wanted = [("BuilderFlag", "VERSION_COMPATIBLE"), ("MemoryPoolType", "WORKSPACE"), ("DataType", "FLOAT")]
+    wanted += [("DataType", "HALF")]
     wanted += [("HardwareCompatibilityLevel", name) for name in COMPATIBILITY.values()]
     assert [pair for pair in wanted if member(lean, *pair) is None] == []
     assert member(lean, "BuilderFlag", "FP16") is None  # halves must stand in the graph

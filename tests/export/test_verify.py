@@ -114,7 +114,7 @@ def test_a_model_of_other_makers_with_other_names_and_no_features(tmp_path: Path
     done = verify(published(tmp_path, described(), [batch, 2, 8, 8, 8], "scores"))
     assert done.passed
     (file,) = done.files
-    assert [gate.name for gate in file.gates][5:7] == ["onnxruntime scores", "openvino scores"]
+    assert [gate.name for gate in file.gates][6:8] == ["onnxruntime scores", "openvino scores"]
 
 
 def test_a_network_that_its_manifest_does_not_describe(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from hilum_testing import manifest, publish_tiny
 
+from hilum_export.precision import to_half
 from hilum_inference.blend import weigh
-from hilum_inference.engines import EngineSettings, Output, open_engine
+from hilum_inference.engines import EngineSettings, Output, check_fits_half, open_engine
 from hilum_inference.engines.openvino import OpenVinoEngine
 from hilum_inference.errors import EngineError
 from hilum_inference.windows import weight_map
@@ -60,6 +61,32 @@ def test_weighted_answers_are_the_plain_ones_times_the_weights_channels_last(tmp
         engine.run_weighted(batch, output, out[:1])
     with pytest.raises(ValueError, match="takes"):
         engine.run(batch[..., :8])
+
+
+@pytest.mark.parametrize("output", ["logits", "features"])
+def test_a_network_with_half_at_its_door_takes_and_gives_float32_all_the_same(tmp_path: Path, output: Output) -> None:
+    model, _ = publish_tiny(tmp_path, manifest(), features=2, with_head=True)
+    thin = tmp_path / "thin.onnx"
+    to_half(model.onnx(), thin, "fp16")
+    here, there = open_engine(model, ONE), OpenVinoEngine(dataclasses.replace(model, network=thin), threads=1)
+    batch = np.random.default_rng(0).normal(size=(2, 1, 16, 16, 16)).astype(np.float32)
+    expected, got = here.run(batch, output), there.run(batch, output)
+    assert got.dtype == np.float32
+    assert 0 < np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()
+    weighted = there.run_weighted(batch, output)
+    assert weighted.dtype == np.float32
+    np.testing.assert_allclose(weighted, weigh(got, weight_map((16, 16, 16), "monai")), atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [65520.0, -1e6, np.inf, np.nan])
+def test_a_window_that_half_cannot_hold_is_refused(value: float) -> None:
+    batch = np.zeros((1, 1, 4, 4, 4), np.float32)
+    batch[0, 0, 1, 2, 3] = 65519.0
+    check_fits_half(batch)
+    batch[0, 0, 3, 2, 1] = value
+    with pytest.raises(EngineError, match="in FP16, which cannot hold") as caught:
+        check_fits_half(batch)
+    assert caught.value.code == "beyond_fp16"
 
 
 def test_a_network_that_is_none_is_an_engine_error(tmp_path: Path) -> None:

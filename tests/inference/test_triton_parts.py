@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -127,6 +128,23 @@ def test_a_reply_is_taken_apart_without_a_copy() -> None:
     del message.raw_output_contents[:]
     assert found.message == message
     assert checked(found, EXPECTED, None).shape == EXPECTED.shape
+
+
+def test_an_answer_in_half_is_half_as_large_and_comes_out_as_float32() -> None:
+    thin = dataclasses.replace(EXPECTED, type="FP16")
+    assert 2 * thin.bytes == EXPECTED.bytes
+    values = np.random.default_rng(0).normal(size=EXPECTED.shape).astype(np.float16)
+    message = reply(datatype="FP16")
+    message.raw_output_contents[0] = values.tobytes()
+    answer = checked(parsed(message.SerializeToString()), thin, None)
+    assert answer.dtype == np.float32
+    np.testing.assert_array_equal(answer, values)
+    values[0, 0, 1, 2, 3] = np.inf
+    message.raw_output_contents[0] = values.tobytes()
+    with pytest.raises(EngineError, match="not finite"):
+        checked(parsed(message.SerializeToString()), thin, None)
+    with pytest.raises(EngineError, match=r"it is FP16 .* the model promises logits FP32"):
+        checked(parsed(message.SerializeToString()), EXPECTED, None)
 
 
 @given(st.binary(max_size=40), st.integers(0, 200))
@@ -261,12 +279,15 @@ def test_a_region_is_used_again_only_after_an_answer_of_the_same_server() -> Non
     assert not {first.name, second.name, larger.name} & set(channel.known)
 
 
-def test_what_a_server_leaves_out_of_an_answer_is_not_finite() -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_what_a_server_leaves_out_of_an_answer_is_not_finite(kind: type[np.floating[Any]]) -> None:
     channel: Any = Sharing()
-    region = Regions(channel).take(WINDOW.nbytes, EXPECTED.bytes)
+    windows = WINDOW.astype(kind)
+    region = Regions(channel).take(windows.nbytes, EXPECTED.bytes)
     assert region is not None
-    answer = region.get(EXPECTED.shape)
+    answer = region.get(EXPECTED.shape, kind)
     answer[:] = 1  # an earlier one
-    region.put(WINDOW)
-    assert np.isnan(answer.ravel()[:: memory.POISON_STEP]).all()
-    np.testing.assert_array_equal(np.frombuffer(region.memory, np.float32, WINDOW.size), WINDOW.ravel())
+    region.put(windows)
+    pages = answer.reshape(answer.nbytes // memory.PAGE, -1)
+    assert np.isnan(pages).any(axis=1).all()
+    np.testing.assert_array_equal(np.frombuffer(region.memory, kind, windows.size), windows.ravel())

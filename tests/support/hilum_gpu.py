@@ -130,7 +130,9 @@ class _Engine:
         return tuple(dim.dim_value or -1 for dim in tensor.type.tensor_type.shape.dim)
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return self._library.DataType.FLOAT
+        (tensor,) = (each for each in self._tensors if each.name == name)
+        half = tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+        return self._library.DataType.HALF if half else self._library.DataType.FLOAT
 
     def create_execution_context(self) -> Any:
         return _Context(self._library)
@@ -154,12 +156,13 @@ class _Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 0x7000000001
         (image,) = self._session.get_inputs()
-        answers = self._session.run(None, {image.name: _view(self._addresses[image.name], self._shape)})
+        kind = np.dtype(np.float16 if image.type == "tensor(float16)" else np.float32)
+        answers = self._session.run(None, {image.name: _view(self._addresses[image.name], self._shape, kind)})
         for output, answer in zip(self._session.get_outputs(), answers, strict=True):
-            _view(self._addresses[output.name], answer.shape)[:] = answer * self._library.gain
+            _view(self._addresses[output.name], answer.shape, answer.dtype)[:] = answer * self._library.gain
         return True
 
 
-def _view(address: int, shape: tuple[int, ...]) -> Any:
-    kind = ctypes.c_float * int(np.prod(shape))
-    return np.ctypeslib.as_array(kind.from_address(address)).reshape(shape)
+def _view(address: int, shape: tuple[int, ...], kind: Any) -> Any:
+    room = ctypes.c_char * (kind.itemsize * int(np.prod(shape)))
+    return np.frombuffer(room.from_address(address), kind).reshape(shape)

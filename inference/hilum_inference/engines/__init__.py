@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hilum_inference.errors import EngineError
+
 if TYPE_CHECKING:
     from hilum_inference.repository import Model
 
 Batch = NDArray[np.float32]  # (N, C, D, H, W)
 Weighted = NDArray[np.float32]  # (N, D, H, W, C)
 Output = Literal["logits", "features"]
+
+
+BEYOND_HALF = 65520.0
+"""The smallest value that FP16 takes for infinite."""
 
 
 class Engine(Protocol):
@@ -57,6 +63,19 @@ def for_job(engine: Engine, urgent: bool, cancelled: Callable[[], bool]) -> Engi
     """The engine as one job sees it, where that makes a difference: its priority, and how to call its windows back."""
     make = getattr(engine, "for_job", None)
     return engine if make is None else cast(Engine, make(urgent, cancelled))
+
+
+def check_fits_half(batch: Batch) -> None:
+    """Refuse windows that would not be the same ones in FP16.
+
+    Raises:
+        EngineError: a value is too large for FP16, or no number.
+    """
+    if not np.maximum(batch.max(initial=0), -batch.min(initial=0)) < BEYOND_HALF:
+        raise EngineError(
+            "The model takes windows in FP16, which cannot hold a value of this one: use a variant with FP32 inputs.",
+            code="beyond_fp16",
+        )
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class OpenVinoEngine:
         names = manifest.tensors
         wanted = names.features if kind.output == "features" else names.logits
         try:
-            network = self._core.read_model(self._model.onnx())
+            network = _single(self._core.read_model(self._model.onnx()))
             kept = [port for port in network.outputs if wanted in port.get_names()]
             if not kept or not any(names.image in port.get_names() for port in network.inputs):
                 raise EngineError(f"The network of {manifest.name} has no tensors {names.image!r} and {wanted!r}.")
@@ -137,6 +137,19 @@ class OpenVinoEngine:
             return self._core.compile_model(network, "CPU", self._config)
         except RuntimeError as error:
             raise _translated(error) from error
+
+
+def _single(network: Any) -> Any:
+    """The network with FP32 at its door: one that was exported with FP16 there converts inside."""
+    ports = [*network.inputs, *network.outputs]
+    if all(port.get_element_type().to_dtype() != np.float16 for port in ports):
+        return network
+    steps = openvino().preprocess.PrePostProcessor(network)
+    for number in range(len(network.inputs)):
+        steps.input(number).tensor().set_element_type(openvino().Type.f32)
+    for number in range(len(network.outputs)):
+        steps.output(number).tensor().set_element_type(openvino().Type.f32)
+    return steps.build()
 
 
 def _weighted(answer: Any, weights: NDArray[np.float32]) -> Any:

@@ -150,6 +150,14 @@ def parameter_of(config: Any, name: str) -> str:
     return str(config.parameters[name].string_value) if name in config.parameters else ""
 
 
+def types_of(config: Any) -> dict[str, str]:
+    """Types of the inputs and outputs of a ``ModelConfig``, as requests name them (``FP32``), by name."""
+    from tritonclient.grpc import model_config_pb2
+
+    name_of = model_config_pb2.DataType.Name
+    return {each.name: name_of(each.data_type).removeprefix("TYPE_") for each in (*config.input, *config.output)}
+
+
 def failure_of(error: Any) -> CallError:
     """The kind of a gRPC error, from its status; from its text where Triton has one status for several things."""
     from grpc import StatusCode

@@ -14,17 +14,18 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hilum_inference.blend import weigh
-from hilum_inference.engines import Batch, Output, Weighted
+from hilum_inference.engines import Batch, Output, Weighted, check_fits_half
 from hilum_inference.engines.triton.breaker import Breaker, Patience
-from hilum_inference.engines.triton.channel import CallError, Channel, failure_of, parameter_of
+from hilum_inference.engines.triton.channel import CallError, Channel, failure_of, parameter_of, types_of
 from hilum_inference.engines.triton.memory import Region, Regions
-from hilum_inference.engines.triton.reply import TYPE, Expected, checked
+from hilum_inference.engines.triton.reply import TYPES, Expected, checked
 from hilum_inference.errors import CancelledError, EngineError, HilumError, ModelError
 from hilum_inference.layout import VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, parse_manifest
@@ -39,6 +40,8 @@ CHANGED = "model_changed"
 BACK_SECONDS = 1.0
 TICK = 0.05
 """Seconds between two looks at whether a window is still wanted."""
+
+_NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ class TritonEngine:
         self._lock = threading.Lock()
         self._seen = 0
         self._identity = ""
+        self._types: dict[str, str] = {}
         self._answered = 0.0
         self._breaker = Breaker()
         self._channel = Channel(address)
@@ -208,22 +212,40 @@ class TritonEngine:
 
     def _attempt(self, order: Order, batch: Batch, expected: Expected) -> tuple[Batch, Region | None]:
         self._recognise(order)
-        region = self._regions.take(batch.nbytes, expected.bytes)
+        windows, expected = self._typed(batch, expected)
+        region = self._regions.take(windows.nbytes, expected.bytes)
         try:
-            reply = self._wait(self._channel.infer(self._request(order, batch, expected, region)), order)
+            reply = self._wait(self._channel.infer(self._request(order, windows, expected, region)), order)
             self._recognise(order)  # nothing, where the connection held meanwhile
             return checked(reply, expected, region), region
         except BaseException:
             self._regions.drop(region)
             raise
 
-    def _request(self, order: Order, batch: Batch, expected: Expected, region: Region | None) -> Any:
+    def _typed(self, batch: Batch, expected: Expected) -> tuple[NDArray[Any], Expected]:
+        """Windows and the answer's promise in the types of the server's configuration.
+
+        Raises:
+            EngineError: it wants others than FP32 and FP16, or a window does not fit into FP16.
+        """
+        types = self._types
+        image = types.get(self._model.manifest.tensors.image, "FP32")
+        expected = replace(expected, type=types.get(expected.tensor, "FP32"))
+        for kind in (image, expected.type):
+            if kind not in TYPES:
+                raise EngineError(f"Triton serves {expected.model[0]} in {kind}; Hilum sends FP32 and FP16.")
+        if image == "FP16":
+            check_fits_half(batch)
+        return batch.astype(TYPES[image], copy=False), expected
+
+    def _request(self, order: Order, batch: NDArray[Any], expected: Expected, region: Region | None) -> Any:
         name, version = expected.model
         request = self._channel.request(model_name=name, model_version=version)
         request.parameters["priority"].uint64_param = order.priority
         waiting = self._how.timeout * (self.in_flight + 1)  # seconds that it may stand in the queue, behind our own
         request.parameters["timeout"].int64_param = int(waiting * 1e6)
-        image = request.inputs.add(name=self._model.manifest.tensors.image, datatype=TYPE, shape=batch.shape)
+        names, kind = self._model.manifest.tensors, _NAMES[batch.dtype]
+        image = request.inputs.add(name=names.image, datatype=kind, shape=batch.shape)
         output = request.outputs.add(name=expected.tensor)
         if region is None:
             request.raw_input_contents.append(batch.tobytes())
@@ -271,6 +293,7 @@ class TritonEngine:
                 config = self._channel.config(self._model.manifest.name, self._model.version)
                 _check_same(config, self._model)
                 self._identity = _identity(config)
+                self._types = types_of(config)
                 self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
                 self._seen = losses
         if order.identity not in (None, self._identity):

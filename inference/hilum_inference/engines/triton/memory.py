@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ KEPT = 2**30
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 PAGE = 4096
 POISON_STEP = PAGE // 4
-"""One value of each page of an answer's place is NaN before the server writes: what it leaves out is seen."""
+"""One value of each page of an answer's place is NaN before the server writes: what it leaves out is seen. Read as two
+FP16 values, the second is NaN."""
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +58,15 @@ class Region:
         """Where the answer starts."""
         return _whole_pages(self.windows)
 
-    def put(self, batch: NDArray[np.float32]) -> None:
+    def put(self, batch: NDArray[Any]) -> None:
         """Write windows, and poison the place of the answer."""
-        place = np.frombuffer(self.memory, np.float32, batch.size)
+        place = np.frombuffer(self.memory, batch.dtype, batch.size)
         np.copyto(place.reshape(batch.shape), batch)
         np.frombuffer(self.memory, np.float32, self.answer // 4, self.offset)[::POISON_STEP] = np.nan
 
-    def get(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def get(self, shape: tuple[int, ...], kind: type[np.floating[Any]]) -> NDArray[Any]:
         """The answer; a view, good until the region is given back."""
-        return np.frombuffer(self.memory, np.float32, int(np.prod(shape)), self.offset).reshape(shape)
+        return np.frombuffer(self.memory, kind, int(np.prod(shape)), self.offset).reshape(shape)
 
 
 class Regions:
