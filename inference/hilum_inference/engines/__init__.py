@@ -59,6 +59,17 @@ def for_job(engine: Engine, urgent: bool, cancelled: Callable[[], bool]) -> Engi
     return engine if make is None else cast(Engine, make(urgent, cancelled))
 
 
+def settle(engine: Engine) -> None:
+    """After a job's last window: one last look, where the network may have been exchanged meanwhile.
+
+    Raises:
+        ModelError: it was; what the job computed must not be used.
+    """
+    look = getattr(engine, "settle", None)
+    if look is not None:
+        look()
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """How engines run.
