@@ -13,7 +13,7 @@ from hilum_inference.engines.triton.channel import CallError, Channel, parameter
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
 from hilum_inference.layout import VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, parse_manifest
-from hilum_inference.repository import Model, digest_of
+from hilum_inference.repository import Model, Repository, digest_of
 
 READY = "READY"
 
@@ -29,11 +29,13 @@ class RemoteRepository:
     Args:
         address: ``host:port`` of gRPC.
         variant: that the server must have been started with; models of which it serves another are refused. None: any.
+        local: must hold each model with the same network in the variant that is served. None: the server is believed.
     """
 
-    def __init__(self, address: str, variant: str | None = None) -> None:
+    def __init__(self, address: str, variant: str | None = None, local: Repository | None = None) -> None:
         self._channel = Channel(address)
         self._variant = variant
+        self._local = local
         self._loaded: dict[str, list[int]] = {}
         self._silent = False
         self._seen: dict[tuple[str, int], Model] = {}
@@ -106,7 +108,10 @@ class RemoteRepository:
         except CallError as error:
             log.warning("Triton at %s does not describe %s %s: %s", self._channel.address, name, version, error)
             raise _unknown(error) from error
-        model = self._seen[name, version] = _described(config, name, version, self._variant)
+        model = _described(config, name, version, self._variant)
+        if self._local is not None:
+            model = _agreed(model, self._local)
+        self._seen[name, version] = model
         return model
 
 
@@ -154,3 +159,20 @@ def _described(config: Any, name: str, version: int, wanted: str | None = None) 
         served = f"the variant {variant}" if variant else "a configuration without a variant's name"
         raise UnknownModelError(f"Triton serves {served} of {name}, not {wanted}.", code="unknown_variant")
     return Model(manifest, version, None, None, digest_of(weights, manifest), variant)
+
+
+def _agreed(served: Model, local: Repository) -> Model:
+    """A served model as a folder holds it: its files are at hand, and those that the server says it runs.
+
+    Raises:
+        ModelError: the folder has no such model, version or variant, or one of another network.
+    """
+    try:
+        held = local.model(served.name, served.version, served.variant or None)
+    except OSError as error:
+        raise ModelError(f"The files of {served.name} cannot be read: {error.strerror}.") from error
+    if (held.digest, held.variant) != (served.digest, served.variant):
+        raise ModelError(
+            f"Triton serves another {served.name} {served.version} than the repository holds.", code="model_changed"
+        )
+    return held

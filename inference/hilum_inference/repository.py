@@ -118,8 +118,10 @@ class Repository:
                 self.broken[folder.name] = f"It cannot be read: {error.strerror}."
         return tuple(found[name] for name in sorted(found))
 
-    def model(self, name: str | None = None, version: int | None = None) -> Model:
+    def model(self, name: str | None = None, version: int | None = None, variant: str | None = None) -> Model:
         """One model; without a name the only one for segmentation, without a version the served one.
+
+        ``variant`` is read in place of the repository's own.
 
         Raises:
             UnknownModelError: none, or no such version, or several and no name.
@@ -134,7 +136,7 @@ class Repository:
         known = versions(folder)
         if version is not None and version not in known:
             raise UnknownModelError(f"Model {name} has no version {version}; it has {', '.join(map(str, known))}.")
-        return self._load(folder, known[-1] if version is None else version)
+        return self._load(folder, known[-1] if version is None else version, variant)
 
     def _default_name(self) -> str:
         names = [m.name for m in self.models() if m.manifest.task == "segmentation"]
@@ -149,7 +151,8 @@ class Repository:
         roots = [root for root in self._folders if root.is_dir()]
         return [f for root in roots for f in sorted(root.iterdir()) if (f / CONFIG).is_file() and f.name[0] != "."]
 
-    def _load(self, folder: Path, version: int) -> Model:
+    def _load(self, folder: Path, version: int, variant: str | None = None) -> Model:
+        wanted = variant or self._variant
         if self._signatures is not None:
             self._signatures.check(folder / str(version))
             if home_of_configs(folder, version) == folder:
@@ -157,9 +160,9 @@ class Repository:
                     f"Version {version} of {folder.name} has no {CONFIG} of its own: its manifest is not signed.",
                     code="unsigned_model",
                 )
-        config = read_config(config_file(folder, version, self._variant))
+        config = read_config(config_file(folder, version, wanted))
         manifest = manifest_of(config, folder.name)
-        variant = checked_variant(config, folder.name, self._variant)
+        variant = checked_variant(config, folder.name, wanted)
         network = folder / str(version) / network_name(config, folder.name)
         if not network.is_file():
             raise ModelError(f"Version {version} has no file {network.name}.", code="missing_network")

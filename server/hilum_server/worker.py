@@ -100,14 +100,15 @@ class WorkerConfig:
 
 
 def models_of(config: WorkerConfig) -> Models:
-    """Those of the folders, or those of the Triton where no folder was named."""
-    if config.triton is not None and not config.repositories:
-        from hilum_inference.remote import RemoteRepository
-
-        return RemoteRepository(config.triton, config.variant)
+    """Those of the folders; with a Triton those that it serves, and where folders were named those of them alike."""
     from hilum_inference.repository import Repository
 
-    return Repository(config.repositories, config.variant, config.signed_by)
+    if config.triton is None:
+        return Repository(config.repositories, config.variant, config.signed_by)
+    from hilum_inference.remote import RemoteRepository
+
+    local = Repository(config.repositories, signed_by=config.signed_by) if config.repositories else None
+    return RemoteRepository(config.triton, config.variant, local)
 
 
 class Engines:
@@ -116,14 +117,14 @@ class Engines:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._open: dict[tuple[str, str], Engine] = {}
+        self._open: dict[tuple[str, int, str, str], Engine] = {}
         self.speeds: dict[str, float] = {}  # digest of a model -> seconds a window, as last measured
 
     def get(self, model: Model) -> Engine:
         """The engine of a model, opened where needed."""
         from hilum_inference.engines import open_engine
 
-        key = (model.manifest.name, model.digest)
+        key = _key(model)
         with self._lock:
             engine = self._open.pop(key, None)
             if engine is None:
@@ -136,12 +137,12 @@ class Engines:
     def holds(self, model: Model) -> bool:
         """Whether a model's engine is open."""
         with self._lock:
-            return (model.manifest.name, model.digest) in self._open
+            return _key(model) in self._open
 
     def ready(self) -> list[str]:
         """Names of models that can run at once."""
         with self._lock:
-            return sorted({name for (name, _), engine in self._open.items() if engine.ready()})
+            return sorted({name for (name, *_), engine in self._open.items() if engine.ready()})
 
     def _settings(self) -> EngineSettings:
         from hilum_inference.engines import EngineSettings
@@ -151,6 +152,11 @@ class Engines:
         return EngineSettings(
             config.threads or None, config.triton, config.triton_seconds, record, config.triton_patience
         )
+
+
+def _key(model: Model) -> tuple[str, int, str, str]:
+    """What makes an engine another one: a Triton runs a network in several versions and variants."""
+    return model.name, model.version, model.digest, model.variant
 
 
 class Worker:
@@ -218,7 +224,7 @@ class Worker:
             self._cancelled.pop(job, None)
 
     def _segment(self, message: Message) -> Message:
-        from hilum_inference.engines import for_job
+        from hilum_inference.engines import for_job, settle
         from hilum_inference.local import free_memory
         from hilum_inference.pipeline import Segmenter
 
@@ -233,7 +239,8 @@ class Worker:
         with timed({} if self._engines.holds(model) else timings, "engine"):
             opened = self._awaited(lambda: self._engines.get(model), cancelled)
         urgent = message["lane"] == "interactive"
-        engine = PriorityEngine(for_job(opened, urgent, cancelled), self._turnstile, urgent)
+        own = self._awaited(lambda: for_job(opened, urgent, cancelled), cancelled)
+        engine = PriorityEngine(own, self._turnstile, urgent)
         try:
             known = self._engines.speeds.get(model.digest)
             segmenter = Segmenter(model, engine, self._config.memory or free_memory(), known)
@@ -241,6 +248,7 @@ class Worker:
             found = segmenter.segment(volume, progress, cancelled, progress.planned)
         finally:
             engine.finish()
+        self._awaited(lambda: settle(own), cancelled)
         if segmenter.seconds_a_window is not None:
             self._engines.speeds[model.digest] = segmenter.seconds_a_window
         report = found.report() | {"planned_seconds": found.plan.seconds}

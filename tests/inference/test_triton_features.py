@@ -166,7 +166,7 @@ def test_a_remote_repository_tells_what_a_local_one_does(served: Served, client:
 def test_a_remote_repository_refuses_another_variant(served: Served) -> None:
     repository = RemoteRepository(served.server.address, "tensorrt-fp16")
     assert repository.models() == ()
-    assert "serves tiny as python-fp32, not as tensorrt-fp16" in repository.broken["tiny"]
+    assert "serves the variant python-fp32 of tiny, not tensorrt-fp16" in repository.broken["tiny"]
     repository.close()
 
 
@@ -200,6 +200,38 @@ def test_a_model_can_be_unloaded_and_loaded_below_an_engine(served: Served, clie
         engine.run(WINDOWS)
     assert caught.value.code == "triton_unavailable"
     engine.close()
+
+
+def test_a_model_that_is_exchanged_between_windows_spoils_the_job_and_not_the_next(
+    served: Served, client: httpx.Client
+) -> None:
+    """No connection is lost, and each window gets its answer."""
+    load(client, "load", "other")
+    engine = TritonEngine(served.other, served.server.address)
+    job = engine.for_job(False, lambda: False)
+    job.run(WINDOWS)
+    job.settle()
+    config = served.server.launch.repository / "other" / "configs" / "python-fp32.pbtxt"
+    text = config.read_text()
+    config.write_text(text.replace('"python-fp32"', '"python-int8"'))
+    try:
+        load(client, "load", "other")
+        job.run(WINDOWS)
+        with pytest.raises(ModelError, match="other files of the model") as caught:
+            job.settle()
+        assert caught.value.code == "model_changed"
+        following = engine.for_job(False, lambda: False)
+        assert following.precision == "python-int8"
+        following.run(WINDOWS)
+        following.settle()
+        config.write_text(text.replace("hilum_manifest", "somebodys_manifest"))
+        load(client, "load", "other")
+        with pytest.raises(ModelError, match="does not say which other 1 it serves"):
+            engine.for_job(False, lambda: False)
+    finally:
+        config.write_text(text)
+        load(client, "load", "other")
+        engine.close()
 
 
 def test_a_request_that_waits_too_long_in_the_queue_is_given_up_there(served: Served) -> None:

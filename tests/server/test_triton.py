@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -30,11 +31,20 @@ class Served:
         self.models = folder / "models"
         publish_tiny(self.models, manifest())
         triton_server.python_backed(self.models, folder / "served", seconds=0.02)
-        self.triton = triton_server.Triton(folder / "served", folder / "scratch")
+        self.config = folder / "served" / "tiny" / "configs" / "python-fp32.pbtxt"
+        with_variant(self.models, self.config.read_text())
+        explicit = ("--model-control-mode=explicit", "--load-model=tiny")
+        self.triton = triton_server.Triton(folder / "served", folder / "scratch", *explicit)
         self.image = save(folder / "ct.nii", phantom((40, 33, 25)))
         embedded = Server(folder / "gateway" / "data", self.models).start()
         self.mask = mask(embedded, embedded.finished(embedded.submit(embedded.put(self.image))["id"]))
         embedded.close()
+
+    def load(self, config: str) -> None:
+        """Let the Triton load the model anew, as a configuration describes it."""
+        self.config.write_text(config)
+        url = f"http://{self.triton.http}/v2/repository/models/tiny/load"
+        assert httpx.post(url, json={}, timeout=30, trust_env=False).is_success
 
     def gateway(self, serve: Serve, repository: Path | None = None, **environment: str) -> Server:
         return serve(repository, ("--triton", self.triton.address), **environment).start()
@@ -45,6 +55,13 @@ class Served:
         found = mask(server, job)
         assert found.size == self.mask.size
         assert np.count_nonzero(found != self.mask) <= 1
+
+
+def with_variant(models: Path, config: str) -> None:
+    """Give version 1 of the published model its variant."""
+    own = models / "tiny" / "1" / "configs"
+    own.mkdir(exist_ok=True)
+    (own / "python-fp32.pbtxt").write_text(config)
 
 
 def mask(server: Server, job: dict[str, Any]) -> Any:
@@ -70,7 +87,45 @@ def test_the_address_of_a_triton_is_enough(serve: Serve, served: Served) -> None
 
 def test_a_folder_may_describe_what_a_triton_runs(serve: Serve, served: Served) -> None:
     server = served.gateway(serve, served.models)
-    served.check(server, server.finished(server.submit(server.put(served.image))["id"]))
+    job = server.finished(server.submit(server.put(served.image))["id"])
+    served.check(server, job)
+    assert server.http.get(f"/api/jobs/{job['id']}/statistics").json()["variant"] == "python-fp32", "what Triton runs"
+
+
+def test_a_folder_of_other_weights_is_refused(serve: Serve, served: Served, tmp_path: Path) -> None:
+    publish_tiny(tmp_path / "models", manifest(), features=5)
+    triton_server.python_backed(tmp_path / "models", tmp_path / "served")
+    with_variant(tmp_path / "models", (tmp_path / "served/tiny/configs/python-fp32.pbtxt").read_text())
+    server = serve(tmp_path / "models", ("--triton", served.triton.address)).start()
+    told = server.http.get("/api/models").json()
+    assert told["models"] == []
+    assert told["broken"]["tiny"] == "Triton serves another tiny 1 than the repository holds."
+
+
+def test_a_folder_without_the_variant_that_is_served_is_refused(serve: Serve, served: Served, tmp_path: Path) -> None:
+    shutil.copytree(served.models, tmp_path / "models")
+    shutil.rmtree(tmp_path / "models/tiny/1/configs")
+    server = serve(tmp_path / "models", ("--triton", served.triton.address)).start()
+    told = server.http.get("/api/models").json()
+    assert (told["models"], "has no variant 'python-fp32'" in told["broken"]["tiny"]) == ([], True)
+
+
+def test_no_mask_is_made_of_two_networks_where_triton_loads_another_in_place(serve: Serve, served: Served) -> None:
+    server = served.gateway(serve)
+    text = served.config.read_text()
+    job = server.submit(server.put(served.image))["id"]
+    server.begun(job)
+    note = 'parameters { key: "note" value { string_value: "exchanged" } }\n'
+    try:
+        served.load(text + note)
+        ended = server.finished(job)
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "model_changed")
+        assert server.http.get(f"/api/jobs/{job}/result").status_code == 409
+        served.check(server, server.finished(server.submit(server.put(served.image))["id"]))
+        served.load(text)
+        served.check(server, server.finished(server.submit(server.put(served.image))["id"]))
+    finally:
+        served.load(text)
 
 
 def test_a_triton_that_is_killed_and_started_again_costs_a_job_nothing_but_time(serve: Serve, served: Served) -> None:

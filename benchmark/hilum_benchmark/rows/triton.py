@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def seconds(context: Context) -> Measured:
     with _server(context) as (address, process):
         engines: dict[str, Engine] = {"embedded": open_engine(model, EngineSettings(threads=1))}
         for name, shared in WAYS.items():
-            engines[name] = TritonEngine(model, address, How(shared_memory=shared))
+            engines[name] = TritonEngine(replace(model, variant="python-fp32"), address, How(shared_memory=shared))
         found = {name: _run(model, engine, volume, process) for name, engine in engines.items()}
         for engine in engines.values():
             engine.close()

@@ -78,6 +78,17 @@ def check_fits_half(batch: Batch) -> None:
         )
 
 
+def settle(engine: Engine) -> None:
+    """After a job's last window: one last look, where the network may have been exchanged meanwhile.
+
+    Raises:
+        ModelError: it was; what the job computed must not be used.
+    """
+    look = getattr(engine, "settle", None)
+    if look is not None:
+        look()
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """How engines run.

@@ -29,6 +29,7 @@ from hilum_inference.engines.triton.reply import TYPES, Expected, checked
 from hilum_inference.errors import CancelledError, EngineError, HilumError, ModelError
 from hilum_inference.layout import VARIANT_PARAMETER
 from hilum_inference.manifest import PARAMETER, parse_manifest
+from hilum_inference.repository import digest_of
 from hilum_inference.windows import weight_map
 
 if TYPE_CHECKING:
@@ -144,12 +145,30 @@ class TritonEngine:
             return weigh(answer, self._weights, out)
 
     def for_job(self, urgent: bool, cancelled: Callable[[], bool]) -> JobEngine:
-        """This engine for one job: its windows carry its priority, and are called back when it is cancelled."""
+        """This engine for one job: its windows carry its priority, and are called back when it is cancelled.
+
+        Raises:
+            EngineError: the server does not say what it serves now.
+            ModelError: it is another model.
+        """
+        self.look()
         return JobEngine(self, Order(INTERACTIVE if urgent else BATCH, cancelled, self._identity))
 
     def ready(self) -> bool:
         """Whether the server serves the model now."""
         return self._channel.ready(self._model.manifest.name, self._model.version)
+
+    def look(self, order: Order = ANYBODY) -> None:
+        """``_recognise``, also where the connection held: a server may load a model anew without losing it.
+
+        Raises:
+            EngineError: the server does not say what it serves now.
+            ModelError: it is another model.
+        """
+        try:
+            self._recognise(order, anew=True)
+        except CallError as failure:
+            raise failure.public() from failure
 
     def _back(self) -> bool:
         """Whether a server that was away serves the model again; the connection to it may still be on its way."""
@@ -280,14 +299,14 @@ class TritonEngine:
         finally:
             call.cancel()  # nothing where it is done; else the server stops working on it
 
-    def _recognise(self, order: Order = ANYBODY) -> None:
+    def _recognise(self, order: Order = ANYBODY, anew: bool = False) -> None:
         """After the connection was lost: see what the server serves now, and whether it is what the job began with.
 
         Raises:
             CallError: it does not say.
             ModelError: it is another model.
         """
-        if self._seen != self._channel.losses:
+        if anew or self._seen != self._channel.losses:
             with self._lock:
                 losses = self._channel.losses
                 config = self._channel.config(self._model.manifest.name, self._model.version)
@@ -321,6 +340,10 @@ class JobEngine:
         """Whether the server serves the model now."""
         return self._engine.ready()
 
+    def settle(self) -> None:
+        """Look once more whether the server still serves what the job began with."""
+        self._engine.look(self._order)
+
     def close(self) -> None:
         """Nothing: the engine outlives the job."""
 
@@ -338,9 +361,13 @@ def _identity(config: Any) -> str:
 
 
 def _check_same(config: Any, model: Model) -> None:
-    """Refuse a server whose model of that name and version is another one."""
+    """Refuse a server whose model of that name and version is another one, or does not say which it is."""
     text = parameter_of(config, PARAMETER)
-    if text and parse_manifest(text).preprocessing_digest() != model.manifest.preprocessing_digest():
-        raise ModelError(
-            f"Triton serves another {model.manifest.name} {model.version} than the repository holds.", code=CHANGED
-        )
+    if not text:
+        raise ModelError(f"Triton does not say which {model.name} {model.version} it serves.", code=CHANGED)
+    served = parse_manifest(text)
+    if digest_of(served.digests.weights, served) != model.digest:
+        raise ModelError(f"Triton serves another {model.name} {model.version} than the repository holds.", code=CHANGED)
+    variant = parameter_of(config, VARIANT_PARAMETER)
+    if model.variant not in ("", variant):
+        raise ModelError(f"Triton serves {model.name} as {variant or 'no variant'}, not {model.variant}.", code=CHANGED)
