@@ -181,7 +181,9 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 def _require(manifest: Manifest) -> None:
     """Refuse what MONAI's transforms have no word for."""
     geometry, windows = manifest.geometry, manifest.windows
-    masked = any(getattr(step, "scope", "") == "mask" for steps in manifest.intensity.steps for step in steps)
+    masked = any(
+        getattr(step, "scope", "") in ("mask", "filled") for steps in manifest.intensity.steps for step in steps
+    )
     resampled = geometry.spacing is not None
     reasons = {
         "its task is interactive": manifest.task != "segmentation" or bool(manifest.prompt_channels),

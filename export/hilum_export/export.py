@@ -19,6 +19,7 @@ from hilum_export.precision import Precision, Wire, calibration_windows, to_half
 from hilum_export.report import NAME as REPORT
 from hilum_export.report import report
 from hilum_export.repository import NETWORKS, PROGRAM, config, configs
+from hilum_export.runtimes import Windows
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.manifest import Digests, Head, Manifest
 from hilum_inference.repository import Model, publish
@@ -49,6 +50,7 @@ class Wishes:
         wire: what the FP16 file takes and gives.
         finish: sees the complete version before anybody else does, such as to sign it.
         report: hears what is being done.
+        real: windows (N, C, D, H, W) as the network sees them, for the check for overflow where ``data`` is None.
     """
 
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
@@ -58,6 +60,7 @@ class Wishes:
     wire: Wire = "fp32"
     finish: Callable[[Path], None] | None = None
     report: Callable[[str], None] = lambda _: None
+    real: Windows | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,9 @@ def _own(trained: Trained, run: Path, wishes: Wishes) -> Opened:
 def _written(own: Opened, trained: Trained, wishes: Wishes, kept: Kept | None, folder: Path) -> list[Checked]:
     """The files, each with its checks; FP32 must pass them."""
     voxels = math.prod(trained.manifest.windows.size)
-    real = None if kept is None else real_windows(own, kept.cases, max(1, min(REAL_WINDOWS, REAL_VOXELS // voxels)))
+    real = (
+        wishes.real if kept is None else real_windows(own, kept.cases, max(1, min(REAL_WINDOWS, REAL_VOXELS // voxels)))
+    )
     channels, window = len(trained.manifest.channels), trained.manifest.windows.size
     subject = Subject(trained.network, channels, window, trained.architecture.stride, real, wishes.wire)
     full = folder / NETWORKS["fp32"]

@@ -15,7 +15,9 @@ import numpy as np
 
 from hilum_export.gates import Gate
 from hilum_export.runtimes import Windows
+from hilum_inference.manifest import Manifest
 from hilum_inference.preprocess import Source, model_grid
+from hilum_inference.volume import Volume
 from hilum_search.cases import Dataset
 from hilum_search.errors import DataError
 from hilum_search.evaluate import Opened, as_seen, look, segment
@@ -78,11 +80,16 @@ def real_windows(opened: Opened, cases: Sequence[Asked], count: int) -> Windows:
     share = max(1, math.ceil(count / len(cases)))
     for asked in cases[:count]:
         manifest, volume = as_seen(opened, look(opened, asked.what))
-        source = Source(volume, model_grid(volume, manifest), manifest)
-        places = list(source.layout)
-        taken = min(share, len(places))  # from the middle of each stretch: the corner of a volume is air
-        found += [source.window(places[int((n + 0.5) * len(places) / taken)]) for n in range(taken)]
+        found += list(windows_of(volume, manifest, share))
     return np.stack(found[:count])
+
+
+def windows_of(volume: Volume, manifest: Manifest, count: int) -> Windows:
+    """Windows of a volume as the network sees them, evenly spread, (count or fewer, C, D, H, W)."""
+    source = Source(volume, model_grid(volume, manifest), manifest)
+    places = list(source.layout)
+    taken = min(count, len(places))  # from the middle of each stretch: the corner of a volume is air
+    return np.stack([source.window(places[int((n + 0.5) * len(places) / taken)]) for n in range(taken)])
 
 
 def dice_gates(

@@ -36,10 +36,11 @@ def import_(
     Example: hilum import nnUNetTrainer__nnUNetPlans__3d_fullres --repository models --image case_0000.nii.gz
     """
     from hilum_export.cli import show_published
-    from hilum_export.imported import ImportRefusedError, publish_import
+    from hilum_export.imported import ImportRefusedError, publish_import, require_place
     from hilum_export.monai_import import is_bundle, read_bundle
     from hilum_export.nnunet_import import is_results, read_results
 
+    require_place(model, repository)
     if is_results(model):
         foreign = read_results(model, name, fold or (), flips=flips)
     elif is_bundle(model):

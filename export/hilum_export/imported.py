@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import math
 import re
@@ -25,12 +26,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from hilum_export.errors import ExportError
-from hilum_export.export import Exported, Wishes, export
+from hilum_export.export import REAL_VOXELS, REAL_WINDOWS, Exported, Wishes, export
+from hilum_export.held_out import windows_of
 from hilum_inference.head import Labels
 from hilum_inference.io import read_volume, stack_channels
 from hilum_inference.manifest import Manifest
 from hilum_inference.pipeline import Segmenter
 from hilum_inference.repository import Model
+from hilum_inference.volume import Volume
 from hilum_search.metrics import dice
 from hilum_search.network import Network, parameters
 from hilum_search.own_architecture import OwnNetwork
@@ -115,8 +118,10 @@ def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -
         InputError: the case cannot be read, or has other channels.
         ExportError: as ``export``.
     """
-    tried = compare(foreign, images)
+    volume = stack_channels([read_volume(path) for path in images])
+    tried = compare(foreign, images, volume)
     size = foreign.manifest.windows.size
+    count = max(1, min(REAL_WINDOWS, REAL_VOXELS // math.prod(size)))
     architecture = OwnNetwork(name=f"{foreign.origin['from']} {foreign.origin['network']}")
     trained = Trained(architecture, foreign.network, foreign.manifest, _record(foreign, tried))
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +129,7 @@ def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -
         write_trained(run, trained)
         try:
             # The case that both libraries segmented has decided already.
-            wishes = Wishes(dice_gate=False)
+            wishes = Wishes(dice_gate=False, real=windows_of(volume, foreign.manifest, count))
             return export(run, repository, copy.deepcopy(foreign.network), wishes), tried[-1]
         except torch.onnx.errors.OnnxExporterError as error:
             raise ImportRefusedError(
@@ -133,13 +138,17 @@ def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -
             ) from error
 
 
-def compare(foreign: Foreign, images: Sequence[Path]) -> tuple[Agreement, ...]:
+def compare(foreign: Foreign, images: Sequence[Path], volume: Volume | None = None) -> tuple[Agreement, ...]:
     """How our pipeline's mask agrees with each judge's; the last one is the first that passes.
+
+    Args:
+        volume: what ``images`` hold, where they were read already.
 
     Raises:
         ImportRefusedError: none does, or no label is in either mask.
     """
-    volume = stack_channels([read_volume(path) for path in images])
+    if volume is None:
+        volume = stack_channels([read_volume(path) for path in images])
     manifest = foreign.manifest
     model = Model(manifest, 0, Path(), Path(), manifest.preprocessing_digest())
     ours = Segmenter(model, TorchEngine(manifest, foreign.network)).segment(volume).labels
@@ -221,7 +230,10 @@ def split(network: nn.Module, channels: int, size: tuple[int, int, int]) -> Netw
         ImportRefusedError: it does not take such a window, or answers something else.
     """
     network = network.eval()
-    window = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, channels, *size)).astype(np.float32))
+    try:
+        window = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (1, channels, *size)).astype(np.float32))
+    except (MemoryError, ValueError) as error:
+        raise ImportRefusedError(f"Windows of {(channels, *size)} (channels, sides) do not fit the memory.") from error
     logits, last = _probe(network, window)
     classes = int(logits.shape[1])
     found = Network(Whole(network), _identity(classes)).eval()
@@ -320,6 +332,36 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise ImportRefusedError(f"{folder.name} has no {name}.")
     return path
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of ``folder``.
+
+    Raises:
+        ImportRefusedError: there is no such file in it, or it holds something else.
+    """
+    try:
+        found = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ImportRefusedError(f"{name} in {folder.name} is no JSON: {first_line(error)}.") from error
+    if not isinstance(found, dict):
+        raise ImportRefusedError(f"{name} in {folder.name} must hold a JSON object.")
+    return found
+
+
+def require_place(model: Path, repository: Path) -> None:
+    """Refuse a repository that cannot be one for this model, before anything takes time.
+
+    Raises:
+        ImportRefusedError: it is a file or lies in one, or the model lies in it.
+    """
+    there = next(path for path in (repository.absolute(), *repository.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ImportRefusedError(f"{there} is a file; a model repository is a folder.")
+    if model.resolve().is_relative_to(repository.resolve()):
+        raise ImportRefusedError(
+            f"{model} lies in the repository {repository}, which holds published models only; move it elsewhere first."
+        )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ refused wherever we would have to know its value.
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from hilum_export.imported import (
     inside,
     plain_name,
     quiet,
+    read_json,
     split,
     unique,
 )
@@ -57,6 +57,7 @@ NETWORKS: Final = (
     "VNet",
 )
 """Of ``monai.networks.nets``: those that segment volumes and are built from plain numbers and names."""
+MOST_CHANNELS: Final = 256
 _IGNORED_OF_INFERER: Final = (
     "device", "sw_device", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps", "buffer_dim"
 )  # fmt: skip
@@ -79,11 +80,11 @@ def read_bundle(folder: Path, name: str | None = None) -> Foreign:
     Raises:
         ImportRefusedError: something is missing or cannot be expressed; the message says what.
     """
-    config, metadata = _json(folder, INFERENCE), _json(folder, METADATA)
+    config, metadata = read_json(folder, INFERENCE), read_json(folder, METADATA)
     try:
         rules = _rules(config)
         manifest = _manifest(rules, metadata, name or str(metadata.get("name") or folder.resolve().name))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise ImportRefusedError(f"The configuration of {folder.name} cannot be read: {missing}.") from error
     kind, network = _network(_plain(config, "network_def"))
@@ -131,8 +132,10 @@ def _rules(config: Mapping[str, Any]) -> Rules:
 
 
 def _manifest(rules: Rules, metadata: Mapping[str, Any], name: str) -> Manifest:
+    told = _object(metadata["network_data_format"], "network_data_format")
     image, pred = (
-        metadata["network_data_format"][side][key] for side, key in (("inputs", "image"), ("outputs", "pred"))
+        _object(_object(told[side], side)[key], f"{side}.{key}")
+        for side, key in (("inputs", "image"), ("outputs", "pred"))
     )
     channels, labels = _channels(image), _labels(pred)
     if not rules.decided or not rules.way_back:
@@ -160,6 +163,7 @@ def _manifest(rules: Rules, metadata: Mapping[str, Any], name: str) -> Manifest:
             "intensity": Intensity(
                 steps=(tuple(rules.steps),),
                 stage="before-resampling" if rules.stages == {"before"} and rules.spacing else "after-resampling",
+                mask_threshold=rules.mask_threshold,
                 outside=0.0 if masked else None,
             ),
             "windows": Windows.model_validate({**rules.windows, "placement": "monai"}),
@@ -174,19 +178,27 @@ def _manifest(rules: Rules, metadata: Mapping[str, Any], name: str) -> Manifest:
 
 def _channels(image: Mapping[str, Any]) -> tuple[Channel, ...]:
     count = int(image["num_channels"])
-    defined = image.get("channel_def") or {}
+    if not 1 <= count <= MOST_CHANNELS:
+        raise ValueError(f"inputs.image.num_channels must be 1 to {MOST_CHANNELS}")
+    defined = _object(image.get("channel_def") or {}, "inputs.image.channel_def")
     names = unique([str(defined.get(str(n)) or f"channel-{n}") for n in range(count)])
     modality = str(image.get("modality") or "")
     return tuple(Channel(name=name, modality=modality) for name in names)
 
 
 def _labels(pred: Mapping[str, Any]) -> tuple[Label, ...]:
-    defined = pred["channel_def"]
+    defined = _object(pred["channel_def"], "outputs.pred.channel_def")
     ids = sorted(int(key) for key in defined)
     if ids != list(range(len(ids))) or len(ids) < 2:
         raise ValueError("outputs.pred.channel_def must name channels 0, 1 and so on, 0 being the background")
     names = unique([str(defined[str(i)]) for i in ids[1:]])
     return tuple(Label(name=name, id=i) for i, name in zip(ids[1:], names, strict=True))
+
+
+def _object(given: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(given, dict):
+        raise ValueError(f"{what} in {METADATA} must be a JSON object")
+    return given
 
 
 def _network(given: Mapping[str, Any]) -> tuple[str, nn.Module]:
@@ -205,7 +217,17 @@ def _network(given: Mapping[str, Any]) -> tuple[str, nn.Module]:
     try:
         with quiet("monai"):
             network = getattr(nets, name)(**arguments)
-    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, NotImplementedError, ImportError) as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RuntimeError,
+        MemoryError,
+        ImportError,
+    ) as error:
         raise ImportRefusedError(f"{name} cannot be built from network_def: {first_line(error)}") from error
     return name, network
 
@@ -363,13 +385,3 @@ def _targets(value: Any) -> bool:
 
 def _without(given: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in keys}
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(inside(folder, name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ImportRefusedError(f"{name} is no JSON: {first_line(error)}.") from error
-    if not isinstance(found, dict):
-        raise ImportRefusedError(f"{name} must be a JSON object.")
-    return found

@@ -30,6 +30,7 @@ class Rules:
     steps: list[IntensityStep] = field(default_factory=list)
     stages: set[str] = field(default_factory=set)
     joint: bool = False
+    mask_threshold: float = 0.0
     windows: dict[str, Any] = field(default_factory=dict)
     activated: bool = False
     decided: bool = False
@@ -143,8 +144,8 @@ class Rules:
                 raise ValueError("NormalizeIntensity with fixed figures must not be nonzero")
             self._step(ZScore(mean=_number(subtrahend), sd=_number(divisor)))
             return
-        if nonzero and self.steps:
-            raise ValueError("nonzero must be asked of the image's own values, before other steps")
+        if nonzero:
+            self.mask_threshold = self._least_of_a_window()
         self._step(ZScore(scope="mask" if nonzero else "volume"), joint=not channel_wise)
 
     def sliding_window(
@@ -210,6 +211,20 @@ class Rules:
         if not self.decided:
             raise ValueError("KeepLargestConnectedComponent must follow AsDiscrete")
         self.largest = () if applied_labels is None else tuple(np.atleast_1d(applied_labels).tolist())
+
+    def _least_of_a_window(self) -> float:
+        """The image's own value that becomes 0, everything below it, too.
+
+        MONAI's mask is what is not 0, ours what lies above a value: the same only where nothing can be negative.
+        """
+        if len(self.steps) == 1 and isinstance(window := self.steps[0], Window):
+            rises = window.low < window.high and window.out_low == 0 < window.out_high
+            if window.clip and rises:
+                return window.low
+        raise ValueError(
+            "nonzero leaves out 0 but keeps what is negative, which cannot be expressed; only after one "
+            "ScaleIntensityRange from 0 upwards with clip nothing is negative"
+        )
 
     def _step(self, step: IntensityStep, *, joint: bool = False) -> None:
         if any(getattr(earlier, "scope", "") == "mask" for earlier in self.steps):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import pickle
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hilum_export.imported import Foreign, ImportRefusedError, Judge, first_line, inside, quiet, split
+from hilum_export.imported import Foreign, ImportRefusedError, Judge, first_line, inside, quiet, read_json, split
 from hilum_export.nnunet_plans import DATASET, NETWORKS, PLANS, STEP, Plans
 from hilum_inference.head import Labels
 from hilum_inference.io import read_volume
@@ -47,7 +46,7 @@ def read_results(folder: Path, name: str | None = None, folds: Sequence[str] = (
         ImportRefusedError: something is missing or cannot be expressed; the message says what.
     """
     library = _library()
-    plans, dataset = _json(folder, PLANS), _json(folder, DATASET)
+    plans, dataset = read_json(folder, PLANS), read_json(folder, DATASET)
     checkpoints = [_checkpoint(path) for path in _fold_files(folder, folds)]
     configuration = _shared(checkpoints, lambda c: c["init_args"]["configuration"], "configuration")
     trainer = _shared(checkpoints, lambda c: c["trainer_name"], "trainer")
@@ -57,7 +56,7 @@ def read_results(folder: Path, name: str | None = None, folds: Sequence[str] = (
     try:
         read = Plans(plans, dataset, library.resolve(plans, configuration), configuration, mirrored if flips else ())
         manifest = read.manifest(name)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ImportRefusedError(f"{PLANS} or {DATASET} is not as nnU-Net writes it: {_why(error)}.") from error
     manifest = manifest.model_copy(update={"folds": len(checkpoints)})
     library.require_own_network(trainer)
@@ -147,16 +146,6 @@ def _shared(checkpoints: Sequence[dict[str, Any]], read: Any, what: str) -> Any:
     if len(found) != 1:
         raise ImportRefusedError(f"The folds differ in their {what}; they are no ensemble.")
     return found.pop()
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(inside(folder, name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ImportRefusedError(f"{name} in {folder.name} is no JSON: {first_line(error)}.") from error
-    if not isinstance(found, dict):
-        raise ImportRefusedError(f"{name} in {folder.name} is not as nnU-Net writes it.")
-    return found
 
 
 def _count(given: object) -> int | None:

@@ -163,6 +163,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "apart from the others": {"geometry": Geometry(spacing=(1, 1, 1), separate_z="auto")},
     "another order": {"geometry": Geometry(orientation="native", axes=(2, 1, 0))},
     "from a mask": {"intensity": Intensity(steps=((ZScore(scope="mask"),),))},
+    "takes its figures from a mask": {
+        "intensity": Intensity(steps=((ZScore(scope="filled"),),), stage="before-resampling")
+    },
     "painted in an order": {"output": "sigmoid-regions", "region_order": (1, 2), "way_back": "labels"},
     "by their volume": {"post_processing": PostProcessing(smallest_ml=1)},
     "interactive": {"task": "interactive"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,13 +54,26 @@ def test_an_nnunet_results_folder_is_published_and_segments(tmp_path: Path, monk
     assert "0 CPU seconds" not in card
 
 
-def test_a_bundle_is_published_and_segments(tmp_path: Path) -> None:
+def test_a_bundle_is_published_and_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hilum_export import export
+    from hilum_export.checks import Checked, Subject, check
     from hilum_export.monai_import import read_bundle
 
+    seen: list[Subject] = []
+
+    def watched(subject: Subject, *others: Any) -> Checked:
+        seen.append(subject)
+        return check(subject, *others)
+
+    monkeypatch.setattr(export, "check", watched)
     bundle = make_bundle(tmp_path / "tiny", config(SEGRESNET))
     (image,) = write_case(tmp_path, AFFINE)
     told = invoke(bundle, "--repository", tmp_path / "models", "--image", image)
     assert "between MONAI and Hilum" in told
+    assert [subject.real is not None for subject in seen] == [True, True]
+    real = seen[1].real
+    assert real is not None
+    assert (real.shape, real.min(), real.max()) == ((2, 1, 16, 16, 16), 0, 1)  # the case behind the bundle's window
     done = LocalClient([tmp_path / "models"]).segment(image, out=tmp_path / "mask.nii.gz")
     assert done.model == "tiny-ct-segmentation"
     mask = read_volume(tmp_path / "mask.nii.gz").array[0]
@@ -77,6 +91,17 @@ def test_something_else_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(HilumError, match="neither a MONAI Bundle"):
         invoke(tmp_path, "-r", tmp_path / "models", "--image", "case.nii.gz")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_repository_that_cannot_be_one_is_refused_first(tmp_path: Path) -> None:
+    bundle = tmp_path / "models" / "bundle"
+    (bundle / "configs").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "models"):
+        with pytest.raises(ExportError, match="file is a file; a model repository is a folder"):
+            invoke(bundle, "-r", place, "--image", "case.nii.gz")
+    with pytest.raises(ExportError, match="which holds published models only"):
+        invoke(bundle, "-r", tmp_path / "models", "--image", "case.nii.gz")
 
 
 def test_a_case_is_required(tmp_path: Path) -> None:

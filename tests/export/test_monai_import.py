@@ -86,6 +86,14 @@ def test_the_configuration_becomes_a_manifest(bundle: Path) -> None:
     assert read_bundle(bundle, "Other Name").manifest.name == "other-name"
 
 
+def masked(a_min: float, **changes: Any) -> Change:
+    """A z-score of what is not 0, behind a window."""
+    window = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": a_min, "a_max": 200}
+    window |= {"b_min": 0, "b_max": 1, "clip": True, **changes}
+    score = {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}
+    return lambda c: c["preprocessing"]["transforms"].__setitem__(slice(4, 5), [window, score])
+
+
 CASES: dict[str, tuple[Change, Any]] = {
     "as the zoo has it": (lambda c: None, AFFINE),
     "lying otherwise": (lambda c: None, OBLIQUE),
@@ -95,6 +103,7 @@ CASES: dict[str, tuple[Change, Any]] = {
     "z-score": (before("NormalizeIntensity", channel_wise=True), AFFINE),
     "percentiles": (before("ScaleIntensityRangePercentiles", lower=1, upper=99, b_min=0, b_max=1, clip=True), AFFINE),
     "least to greatest": (before("ScaleIntensity"), AFFINE),
+    "z-score of what is not 0": (masked(20), AFFINE),
     "fixed z-score": (before("NormalizeIntensity", subtrahend=20, divisor=90), AFFINE),
     "constant weights": (lambda c: c["inferer"].pop("mode"), AFFINE),
     "windows larger than the case": (lambda c: c["inferer"].update(roi_size=[32, 16, 48]), AFFINE),
@@ -142,18 +151,16 @@ def test_a_network_that_names_its_weights_twice(tmp_path: Path) -> None:
 
 def test_two_channels_with_a_mask(tmp_path: Path) -> None:
     two = config({**UNET, "in_channels": 2})
-    two["preprocessing"]["transforms"][4] = {
-        "_target_": "NormalizeIntensityd",
-        "keys": ["image"],
-        "nonzero": True,
-        "channel_wise": True,
-    }
+    two["preprocessing"]["transforms"].insert(
+        5, {"_target_": "NormalizeIntensityd", "keys": ["image"], "nonzero": True, "channel_wise": True}
+    )
     two["preprocessing"]["transforms"][3]["keys"] = ["image"]
     told = metadata()
     told["network_data_format"]["inputs"]["image"].update(num_channels=2, channel_def={"0": "T1", "1": "T2"})
     manifest = read_bundle(make_bundle(tmp_path / "two", two, told=told, steps=0)).manifest
     assert [channel.name for channel in manifest.channels] == ["T1", "T2"]
-    assert (manifest.intensity.steps, manifest.intensity.outside) == (((ZScore(scope="mask"),),), 0.0)
+    assert manifest.intensity.steps == ((Window(low=-57, high=200), ZScore(scope="mask")),)
+    assert (manifest.intensity.mask_threshold, manifest.intensity.outside) == (-57, 0.0)
 
 
 def test_weights_in_safetensors_come_first(changed: Path) -> None:
@@ -222,10 +229,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "classes": (lambda c: c["network_def"].update(out_channels=4), "do not fit network_def"),
     "transform": (before("CropForeground", source_key="image"), "The transform CropForegroundd cannot be expressed"),
     "argument": (before("ScaleIntensity", colour=1), "unexpected keyword argument 'colour'"),
+    "nonzero of the image's own values": (before("NormalizeIntensity", nonzero=True), "keeps what is negative"),
+    "nonzero behind a window that does not clip": (masked(0, clip=False), "keeps what is negative"),
+    "nonzero behind a window from below 0": (masked(0, b_min=-1), "keeps what is negative"),
+    "nonzero behind a window that falls": (masked(300), "keeps what is negative"),
+    "network of wrong types": (lambda c: c["network_def"].update(channels={"a": 1}), "UNet cannot be built"),
     "after a mask": (
         lambda c: c["preprocessing"]["transforms"].__setitem__(
             slice(4, 5),
             [
+                {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 9, "b_min": 0, "b_max": 1}
+                | {"clip": True},
                 {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True},
                 {"_target_": "ScaleIntensityd", "keys": "image"},
             ],
@@ -282,7 +296,33 @@ def test_weights_that_lie_elsewhere(changed: Path, bundle: Path) -> None:
 
 def test_torn_json(changed: Path) -> None:
     (changed / "configs" / "inference.json").write_text("{")
-    assert "configs/inference.json is no JSON" in refusal(changed)
+    assert "configs/inference.json in changed is no JSON" in refusal(changed)
+    (changed / "configs" / "inference.json").write_text("[]")
+    assert refusal(changed) == "configs/inference.json in changed must hold a JSON object."
+
+
+WRONG_METADATA: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "no object": (("network_data_format",), [], "network_data_format in configs/metadata.json must be a JSON object"),
+    "inputs": (("network_data_format", "inputs"), "image", "inputs in configs/metadata.json must be"),
+    "labels": (("network_data_format", "outputs", "pred", "channel_def"), ["liver"], "outputs.pred.channel_def in"),
+    "channels": (("network_data_format", "inputs", "image", "channel_def"), ["CT"], "inputs.image.channel_def in"),
+    "count": (("network_data_format", "inputs", "image", "num_channels"), float("inf"), "cannot be read"),
+    "too many": (("network_data_format", "inputs", "image", "num_channels"), 10**30, "must be 1 to 256"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_METADATA)
+def test_metadata_of_wrong_types(name: str, changed: Path) -> None:
+    keys, value, message = WRONG_METADATA[name]
+
+    def put(m: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            m = m[key]
+        m[keys[-1]] = value
+
+    found = refusal(edit(changed, put, "metadata"))
+    assert message in found
+    assert "\n" not in found
 
 
 def test_percentiles_are_read_with_monais_names(changed: Path) -> None:

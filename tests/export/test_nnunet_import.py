@@ -266,6 +266,11 @@ def test_a_wrong_number_of_classes(changed: Path) -> None:
     assert "do not fit the network of plans.json with 4 outputs" in refusal(changed)
 
 
+def test_labels_that_are_a_list(changed: Path) -> None:
+    edit(changed, "dataset.json", lambda d: d.update(labels=["liver"]))
+    assert "is not as nnU-Net writes it" in refusal(changed)
+
+
 def test_labels_with_a_gap(changed: Path) -> None:
     edit(changed, "dataset.json", lambda d: d["labels"].update(spleen=5))
     assert refusal(changed) == "The labels of dataset.json must be 1, 2, 3 and so on; they are [1, 5]."
