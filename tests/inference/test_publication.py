@@ -448,7 +448,7 @@ def test_a_repository_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
 def with_python(folder: Path, network: bytes) -> None:
     """Publish a version that the test server can run."""
     texts = configs(manifest(), 4, {"fp32": hashlib.sha256(network).hexdigest()})
-    files = {"model.onnx": network, "model.py": triton_server.MODEL_PY}
+    files: Mapping[str, bytes | Path] = {"model.onnx": network, "model.py": triton_server.MODEL_PY}
     publish(folder, "tiny", texts["onnxruntime-fp32"], files, texts)
 
 
