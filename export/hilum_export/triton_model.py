@@ -2,7 +2,7 @@
 
 It is copied beside the network and stands alone there: nothing of Hilum is installed on the server. Parameters of the
 configuration: ``hilum_network`` (a file of the version's folder), ``hilum_runtime`` (``openvino`` or ``onnxruntime``),
-``hilum_threads`` (all cores where left out).
+``hilum_threads`` (all cores where left out), ``hilum_manifest`` (its ``digests.weights`` is the file's SHA-256).
 
 Triton may hand over several requests at once. Their windows run one by one all the same: on a CPU a batch is no faster,
 and with several threads it moves the last bits of the answer, so that a mask would depend on who else asked.
@@ -10,6 +10,7 @@ and with several threads it moves the last bits of the answer, so that a mask wo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ class TritonPythonModel:
         """Load the network of this version, and try it before the model is called ready.
 
         Raises:
-            TritonModelException: wrong parameters, a file that is missing, or tensors that arrive empty.
+            TritonModelException: wrong parameters, a file that is missing or another than the manifest was written
+                for, or tensors that arrive empty.
         """
         _tensors_arrive()
         config = json.loads(args["model_config"])
@@ -111,6 +113,7 @@ class TritonPythonModel:
             raise pb.TritonModelException(f"hilum_runtime is {runtime!r}; it may be {' or '.join(RUNTIMES)}.")
         if not path.is_file():
             raise pb.TritonModelException(f"{path.name} is not in the folder of version {args['model_version']}.")
+        _is_described(path, parameters.get("hilum_manifest", "{}"))
         threads = parameters.get("hilum_threads")
         (image,) = config["input"]
         outputs = {str(each["name"]): tuple(map(int, each["dims"])) for each in config["output"]}
@@ -150,6 +153,21 @@ class TritonPythonModel:
 
     def _cancelled(self) -> Any:
         return pb.InferenceResponse(error=pb.TritonError("The request was cancelled.", pb.TritonError.CANCELLED))
+
+
+def _is_described(path: Path, manifest: str) -> None:
+    """Refuse a network that its manifest was not written for: the configuration is that of another version."""
+    expected = json.loads(manifest).get("digests", {}).get("weights")
+    if not expected:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise pb.TritonModelException(
+            f"{path.name} of version {path.parent.name} is not the network that this configuration describes: it was "
+            "changed, or config.pbtxt and configs are those of another version. The next hilum export or hilum models "
+            "rollback in this repository puts the latter right."
+        )
 
 
 def _tensors_arrive() -> None:

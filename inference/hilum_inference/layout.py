@@ -22,7 +22,10 @@ CONFIG: Final = "config.pbtxt"
 CONFIGS: Final = "configs"
 SUFFIX: Final = ".pbtxt"
 DEFAULT_NETWORK: Final = "model.onnx"
-WITHDRAWN: Final = ".withdrawn"
+WITHDRAWN: Final = "withdrawn-"
+"""Before the number of a version that was rolled back: to Triton every folder is a version that begins with a digit."""
+FORMERLY_WITHDRAWN: Final = ".withdrawn"
+"""After the number, as earlier releases named it: no Triton starts with such a folder."""
 LARGEST_CONFIG: Final = 64 * 2**20
 
 NETWORK_PARAMETER: Final = "hilum_network"
@@ -36,7 +39,7 @@ def numbers(folder: Path) -> list[int]:
     """All version numbers that a model was ever given, withdrawn ones too."""
     if not folder.is_dir():
         return []
-    names = [f.name.removesuffix(WITHDRAWN) for f in folder.iterdir() if f.is_dir()]
+    names = [f.name.removeprefix(WITHDRAWN).removesuffix(FORMERLY_WITHDRAWN) for f in folder.iterdir() if f.is_dir()]
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 

@@ -149,6 +149,17 @@ def test_wrong_parameters_are_refused(model: Model) -> None:
         loaded(model, network="model_int8.onnx")
 
 
+def test_a_network_that_the_configuration_was_not_written_for_is_refused(model: Model) -> None:
+    described = model.manifest.model_dump_json()
+    assert model.manifest.digests.weights in described
+    loaded(model, manifest=described)
+    loaded(model, manifest="{}")
+    with model.onnx().open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(RefusedError, match=r"model\.onnx of version 1 is not the network that this configuration"):
+        loaded(model, manifest=described)
+
+
 def test_it_stands_alone() -> None:
     """Nothing of ours; of others only what Triton's python back-end has, and the runtimes."""
     tree = ast.parse(Path(program.__file__).read_text())

@@ -21,10 +21,10 @@ from hilum_inference.pbtxt import parse_pbtxt
 
 
 def test_withdrawn_numbers_are_known_but_not_served(tmp_path: Path) -> None:
-    for name in ("1", "3", "10", "12.withdrawn", "02", "notes", "4.part"):
+    for name in ("1", "3", "10", "12.withdrawn", "withdrawn-13", "02", "notes", "4.part"):
         (tmp_path / name).mkdir()
     assert versions(tmp_path) == [1, 3, 10]
-    assert numbers(tmp_path) == [1, 2, 3, 10, 12]
+    assert numbers(tmp_path) == [1, 2, 3, 10, 12, 13]
     assert numbers(tmp_path / "none") == []
 
 

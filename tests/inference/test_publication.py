@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import triton_server
 from hilum_testing import SIZE, Tiny, config_text, manifest, onnx_bytes
 
-from hilum_inference.errors import ModelError
-from hilum_inference.files import sync_folder
+from hilum_export.repository import configs
+from hilum_inference.errors import EngineError, ModelError, UnknownModelError
 from hilum_inference.manifest import Manifest
-from hilum_inference.publication import locked, publish, rollback
+from hilum_inference.publication import locked, publish, repair, rollback
 from hilum_inference.repository import Repository
 
 NETWORK = onnx_bytes(Tiny(), SIZE)
@@ -98,13 +101,14 @@ def test_an_interruption_once_the_version_is_visible_is_put_off(
 ) -> None:
     published(tmp_path, variants=("a-fp32",))
     once = iter([True])
+    rename = Path.replace
 
-    def interrupted(folder: Path) -> None:
-        sync_folder(folder)
-        if folder == tmp_path / "tiny" and next(once, False):
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.parent == tmp_path / "tiny" and next(once, False):
             raise KeyboardInterrupt
+        return rename(self, target)
 
-    monkeypatch.setattr("hilum_inference.publication.sync_folder", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         published(tmp_path, "second", ("b-fp32",))
     assert tree(tmp_path / "tiny" / "configs") == tree(tmp_path / "tiny" / "2" / "configs")
@@ -233,10 +237,14 @@ def test_a_killed_export_frees_the_repository_and_its_rest_is_swept_away(tmp_pat
     wait_for(tmp_path / "inputs one" / "hangs")
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-    assert len(list(folder.iterdir())) == 2  # its unfinished folder, which no reader takes for a model
-    assert [model.version for model in Repository([folder]).models()] == [1]
-    assert published(folder).name == "2"
     assert [file.name for file in folder.iterdir()] == ["tiny"]
+    assert len(list((folder / "tiny").glob(".*"))) == 1  # its unfinished folder
+    assert [model.version for model in Repository([folder]).models()] == [1]
+    other = manifest(name="other")
+    publish(folder, "other", config_text(other), {"model.onnx": NETWORK})  # whatever it publishes
+    assert sorted(tree(folder / "tiny")) == ["1/config.pbtxt", "1/model.onnx", "1/small.onnx", "config.pbtxt"]
+    assert not list((folder / "tiny").glob(".*"))
+    assert published(folder).name == "2"
 
 
 def test_a_version_that_somebody_put_there_meanwhile_is_never_overwritten(tmp_path: Path) -> None:
@@ -270,6 +278,217 @@ def test_where_there_are_no_locks_nothing_of_others_is_swept_away(
     assert theirs.exists()
     assert published(tmp_path).name == "2"
     assert not theirs.exists()
+
+
+def killed(program: str, folder: Path) -> None:
+    """Publish as ``program`` says, until it says that it hangs; then kill it."""
+    process = child(program, folder)
+    wait_for(folder.parent / "inputs one" / "hangs")
+    process.kill()
+    process.communicate(timeout=30)
+
+
+def test_a_first_publication_is_prepared_beside_the_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "mo*els"
+    killed(KILLED, folder)
+    assert list(folder.iterdir()) == []
+    assert len(list(tmp_path.glob(".mo[*]els.????????.part"))) == 1
+    for name in (".models.01234567.part", ".mo*els.more.01234567.part"):  # of other repositories
+        (tmp_path / name).mkdir()
+    assert published(folder).name == "1"
+    assert sorted(file.name for file in tmp_path.glob(".*")) == [".mo*els.more.01234567.part", ".models.01234567.part"]
+
+
+def test_a_repository_that_is_a_disk_of_its_own_is_published_in_and_swept(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "1m"):
+        killed(KILLED, disk)
+        assert len(list(disk.glob(".tiny.????????.part"))) == 1
+        assert published(disk).name == "1"
+        assert [file.name for file in disk.iterdir()] == ["tiny"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_is_mounted_from_the_same_disk_is_published_in(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    folder = tmp_path / "models"
+    folder.mkdir()
+    bound = subprocess.run(["mount", "--bind", str(tmp_path / "disk"), str(folder)], capture_output=True)
+    if bound.returncode:
+        pytest.skip("no folder may be mounted here")
+    try:
+        assert published(folder).name == "1"  # no rename leads over the mount, though the disk is the same
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+IN_THE_WINDOW = """
+from hilum_inference import publication
+from hilum_inference.publication import rollback
+
+def die(*arguments):
+    (inputs / "hangs").touch()
+    time.sleep(600)
+
+publication._replace_configs = die
+"""
+
+
+@pytest.mark.parametrize("begun", ["published()", "rollback(folder, 'tiny')"], ids=["publish", "rollback"])
+@pytest.mark.parametrize("then", ["repair", "publish", "rollback", "another"])
+def test_what_a_kill_left_half_done_is_put_right(tmp_path: Path, begun: str, then: str) -> None:
+    folder = tmp_path / "models"
+    for title in ("first", "second", "third"):
+        published(folder, title, (f"{title}-fp32",))
+    killed(IN_THE_WINDOW + begun, folder)
+    served = Repository([folder]).model()
+    assert served.version == (4 if begun == "published()" else 2)
+    assert "third" in (folder / "tiny" / "config.pbtxt").read_text()  # which is not served
+    if then == "repair":
+        repair(folder)
+    elif then == "publish":
+        published(folder)
+    elif then == "rollback":
+        rollback(folder, "tiny")
+    else:
+        publish(folder, "other", config_text(manifest(name="other")), {"model.onnx": NETWORK})
+    own = folder / "tiny" / str(Repository([folder]).model("tiny").version)
+    assert (folder / "tiny" / "config.pbtxt").read_bytes() == (own / "config.pbtxt").read_bytes()
+    configs, theirs = folder / "tiny" / "configs", own / "configs"
+    assert configs.is_dir() == theirs.is_dir() and tree(configs) == tree(theirs)
+    assert not list((folder / "tiny").glob(".*"))
+
+
+def test_configurations_of_another_version_are_replaced_and_nothing_else(tmp_path: Path) -> None:
+    published(tmp_path, "first", ("a-fp32",))
+    published(tmp_path, "second", ("b-fp32",))
+    config = tmp_path / "tiny" / "config.pbtxt"
+    whole = tree(tmp_path)
+    shutil.copy(tmp_path / "tiny" / "1" / "configs" / "a-fp32.pbtxt", tmp_path / "tiny" / "configs")
+    repair(tmp_path)
+    assert tree(tmp_path) == whole
+    shutil.copy(tmp_path / "tiny" / "1" / "config.pbtxt", config)
+    repair(tmp_path)
+    assert tree(tmp_path) == whole
+    config.write_text(config.read_text() + "instance_group { count: 2 kind: KIND_CPU }\n")  # by whoever runs the Triton
+    mine = tree(tmp_path)
+    repair(tmp_path)
+    assert tree(tmp_path) == mine
+    config.write_text("name {")  # broken: no matter of ours, and none of other models'
+    repair(tmp_path)
+    assert config.read_text() == "name {"
+
+
+def test_versions_that_an_earlier_release_withdrew_get_a_name_that_triton_bears(tmp_path: Path) -> None:
+    published(tmp_path)
+    (tmp_path / "tiny" / "2.withdrawn").mkdir()
+    assert published(tmp_path).name == "3"
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir() if path.is_dir()) == ["1", "3", "withdrawn-2"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda version: (version / "model.onnx").unlink(), r"it has no file model\.onnx"),
+        (lambda version: (version / "small.onnx").write_bytes(b""), r"small\.onnx is not the network"),
+        (lambda version: (version / "config.pbtxt").write_text("name {"), r"config\.pbtxt"),
+    ],
+)
+def test_nothing_is_withdrawn_where_the_version_before_cannot_be_served(
+    tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    published(tmp_path, "first", ("a-fp32",))
+    published(tmp_path, "second")
+    damage(tmp_path / "tiny" / "1")
+    before = tree(tmp_path)
+    with pytest.raises(ModelError, match=f"Nothing was withdrawn, since version 1 of tiny cannot be served: .*{said}"):
+        rollback(tmp_path, "tiny")
+    assert tree(tmp_path) == before
+
+
+def test_a_version_made_by_hand_can_be_gone_back_to(tmp_path: Path) -> None:
+    published(tmp_path, "by hand", ("a-fp32",))
+    (tmp_path / "tiny" / "1" / "config.pbtxt").unlink()
+    shutil.rmtree(tmp_path / "tiny" / "1" / "configs")
+    before = tree(tmp_path)
+    other = {"model.onnx": SMALL}
+    publish(tmp_path, "tiny", config_text(manifest(title="second"), weights=SMALL), other)
+    assert rollback(tmp_path, "tiny") == 1
+    assert Repository([tmp_path], "a-fp32").model().manifest.title == "by hand"
+    after = tree(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", "a\\b"])
+def test_a_name_that_leaves_the_repository_is_no_model(tmp_path: Path, name: str) -> None:
+    published(tmp_path / "models")
+    with pytest.raises(UnknownModelError, match=r"A model cannot be called '"):
+        rollback(tmp_path / "models", name)
+
+
+@pytest.mark.parametrize("stray", ["tiny/notes.txt", "tiny"])
+def test_what_is_no_model_is_not_taken_for_a_rival(tmp_path: Path, stray: str) -> None:
+    (tmp_path / "models" / stray).parent.mkdir(parents=True)
+    (tmp_path / "models" / stray).touch()
+    with pytest.raises(
+        ModelError, match=r"tiny is there already and holds no version of a model: move it away"
+    ) as caught:
+        published(tmp_path / "models")
+    assert caught.value.code == "place_taken"
+
+
+def test_a_repository_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "models"):
+        with pytest.raises(ModelError, match="is no folder of models: a file is there") as caught:
+            published(folder)
+        assert caught.value.code == "no_repository"
+
+
+def with_python(folder: Path, network: bytes) -> None:
+    """Publish a version that the test server can run."""
+    texts = configs(manifest(), 4, {"fp32": hashlib.sha256(network).hexdigest()})
+    files: Mapping[str, bytes | Path] = {"model.onnx": network, "model.py": triton_server.MODEL_PY}
+    publish(folder, "tiny", texts["onnxruntime-fp32"], files, texts)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not triton_server.installed(), reason="no test Triton: run make triton-env")
+def test_a_real_triton_starts_after_a_rollback_and_beside_what_killed_exports_left(tmp_path: Path) -> None:
+    from tritonclient.grpc import InferenceServerClient
+
+    folder = tmp_path / "models"
+    killed(KILLED, folder)
+    assert len(list(tmp_path.glob(".models.*.part"))) == 1
+    with_python(folder, NETWORK)
+    with_python(folder, SMALL)
+    assert rollback(folder, "tiny") == 1
+    shutil.rmtree(tmp_path / "inputs one")
+    killed(KILLED, folder)
+    assert len(list((folder / "tiny").glob(".*.part"))) == 1
+    with triton_server.triton(folder, tmp_path / "scratch") as address, InferenceServerClient(address) as client:
+        assert client.is_model_ready("tiny", "1")
+        assert [each.version for each in client.get_model_repository_index().models] == ["1"]
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not triton_server.installed(), reason="no test Triton: run make triton-env")
+def test_a_real_triton_serves_no_network_with_the_configuration_of_another(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    with_python(folder, NETWORK)
+    with_python(folder, SMALL)
+    shutil.rmtree(folder / "tiny" / "configs")
+    shutil.copytree(folder / "tiny" / "1" / "configs", folder / "tiny" / "configs")
+    with (
+        pytest.raises(EngineError, match="failed to load all models"),
+        triton_server.triton(folder, tmp_path / "scratch"),
+    ):
+        pass
+    said = (tmp_path / "scratch" / "triton.log").read_text(errors="replace")
+    assert "model.onnx of version 2 is not the network that this configuration describes" in said
+    repair(folder)
+    with triton_server.triton(folder, tmp_path / "scratch"):
+        pass
 
 
 def config_of(described: Manifest, **parameters: str) -> str:
