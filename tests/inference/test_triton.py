@@ -54,10 +54,9 @@ def test_a_model_that_triton_does_not_have_is_named(tmp_path: Path) -> None:
 
 def test_the_shipped_model_is_accepted_by_triton_and_answers_as_the_embedded_engine(tmp_path: Path) -> None:
     model = Repository([shipped_repository()], "python-fp32").model()
-    triton_server.python_backed(shipped_repository(), tmp_path / "served")
     batch = np.random.default_rng(0).random((2, 1, *model.manifest.windows.size), np.float32)
     embedded = open_engine(model, EngineSettings(threads=1))
-    with triton_server.triton(tmp_path / "served", tmp_path) as address:
+    with triton_server.triton(shipped_repository(), tmp_path) as address:
         engine = open_engine(model, EngineSettings(triton=address))
         for output in ("logits", "features"):
             here, there = embedded.run(batch, output), engine.run(batch, output)
