@@ -73,7 +73,9 @@ def test_a_bundle_is_published_and_segments(tmp_path: Path, monkeypatch: pytest.
     assert [subject.real is not None for subject in seen] == [True, True]
     real = seen[1].real
     assert real is not None
-    assert (real.shape, real.min(), real.max()) == ((2, 1, 16, 16, 16), 0, 1)  # the case behind the bundle's window
+    assert real.shape == (2, 1, 16, 16, 16)
+    assert 0 <= real.min() < real.max() <= 1  # the case behind the bundle's window
+    assert real.max() > 0.75  # its bright blob
     done = LocalClient([tmp_path / "models"]).segment(image, out=tmp_path / "mask.nii.gz")
     assert done.model == "tiny-ct-segmentation"
     mask = read_volume(tmp_path / "mask.nii.gz").array[0]
