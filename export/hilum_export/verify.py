@@ -163,6 +163,8 @@ def _judged(
     if not record.is_file():
         raise ExportError(f"{full.name} has no {TRAINING}: nobody knows which cases it was held back from.")
     training = read_training(record)
+    if "imported" in training:
+        raise ExportError(f"{full.name} was imported: its record holds no cases to judge it on; leave out --data.")
     recipe = recipe_of(training)
     opened = {
         str(precision): Opened(model.name, model, open_engine(model, EngineSettings()), recipe.labels)
