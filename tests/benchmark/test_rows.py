@@ -8,13 +8,13 @@ import pytest
 import triton_server
 
 from hilum_benchmark.report import Report
-from hilum_benchmark.rows import TRAINING_ROWS, VOLUME_ROWS
+from hilum_benchmark.rows import EXPORT_ROWS, TRAINING_ROWS, VOLUME_ROWS
 from hilum_benchmark.session import Choice, run
 
 
 def _quick(name: str, folder: Path) -> Report:
     said: list[str] = []
-    result = run("volume", [VOLUME_ROWS[name]], folder, Choice(rounds=1, quick=True), said.append)
+    result = run("volume", [(VOLUME_ROWS | EXPORT_ROWS)[name]], folder, Choice(rounds=1, quick=True), said.append)
     assert result.rows[name]["failed"] == {}, said
     return result
 
@@ -54,7 +54,21 @@ def test_a_volume_through_triton_gives_the_embedded_engines_mask(tmp_path: Path)
     assert measured["shared memory differs"] == measured["wire differs"] == 0
     assert measured["wire wall_s"] > 0
     assert len(result.figures()) == 6
-    assert VOLUME_ROWS["triton"].by_default is False
+
+
+@pytest.mark.slow
+def test_an_export_is_timed_with_all_its_checks(tmp_path: Path) -> None:
+    result = _quick("exporting", tmp_path)
+    measured = _rounds(result, "exporting", "export")
+    assert measured["withheld"] == 0 and measured["fp16_share"] < 0.52 and measured["int8_share"] < 0.3
+    assert len(result.figures()) == 5
+
+
+@pytest.mark.slow
+def test_windows_in_int8(tmp_path: Path) -> None:
+    result = _quick("int8", tmp_path)
+    assert len(result.figures()) == 8
+    assert all(measured[0]["int8"] > 0 for measured in result.rows["int8"]["rounds"].values())
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_missing_extras_are_named_with_the_command(monkeypatch: pytest.MonkeyPat
         "importlib.util.find_spec", lambda name: None if name in ("openvino", "torch", "openjpeg") else object()
     )
     installed, *rest = extras()
-    assert installed.found == "client, serve, export, benchmark, cluster"
+    assert installed.found == "client, serve, export, signing, benchmark, cluster"
     assert [(check.name, check.advice) for check in rest] == [
         ("extra [inference]", "pip install 'hilum[inference]'"),
         ("extra [dicom]", "pip install 'hilum[dicom]'"),

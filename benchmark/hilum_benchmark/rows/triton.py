@@ -142,7 +142,6 @@ ROW = Row(
     _figures,
     prepare=f"{HERE}:prepare",
     packages=("hilum_inference", "hilum_benchmark", "hilum_export.triton_model"),
-    by_default=False,
     note="A network of the search room (the demo model's walk, 12 filters), windows of 96, overlap 0.5, 14 classes, "
     "one thread for the network on each side. The server is that of hilum triton --dev, its variant python-fp32.",
 )
