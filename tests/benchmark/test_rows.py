@@ -101,7 +101,7 @@ def test_whole_jobs_agree_with_their_peers(tmp_path: Path) -> None:
 
 
 def test_every_row_has_a_title_and_its_own_name() -> None:
-    assert all(name == row.name and row.title for name, row in VOLUME_ROWS.items())
+    assert all(name == row.name and row.title for name, row in (VOLUME_ROWS | EXPORT_ROWS).items())
 
 
 def test_a_training_step_takes_turns_with_the_bare_network_and_nnunets_trainer(tmp_path: Path) -> None:
