@@ -138,7 +138,7 @@ def test_shared_memory_leaves_nothing_behind(served: Served) -> None:
     engine = served.engine()
     engine.run(WINDOW)
     assert len(own_regions(served)) == 1
-    assert not list(Path("/dev/shm").glob("hilum-*")), "it has a name only while the server opens it"
+    assert not list(Path("/dev/shm").glob(f"hilum-*-{os.getpid()}-*")), "it has a name only while the server opens it"
     engine.close()
     assert own_regions(served) == []
 
