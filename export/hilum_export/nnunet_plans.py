@@ -113,16 +113,16 @@ class Plans:
         """The network of the plans with the weights of one fold, in evaluation mode, deep supervision off."""
         from dynamic_network_architectures.architectures import unet
 
-        arguments = dict(self.architecture["arch_kwargs"])
-        for key in self.architecture["_kw_requires_import"]:
-            arguments[key] = None if arguments[key] is None else OPERATIONS[arguments[key]]
-        build = getattr(unet, NETWORKS[self.architecture["network_class_name"]])
         try:
+            arguments = dict(self.architecture["arch_kwargs"])
+            for key in self.architecture["_kw_requires_import"]:
+                arguments[key] = None if arguments[key] is None else OPERATIONS[arguments[key]]
+            build = getattr(unet, NETWORKS[self.architecture["network_class_name"]])
             network = build(
                 input_channels=len(self.channels), num_classes=classes, **(arguments | {"deep_supervision": False})
             )
             network.load_state_dict(state)
-        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        except (RuntimeError, TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
             raise ImportRefusedError(
                 f"The weights do not fit the network of {PLANS} with {classes} outputs: {first_line(error)}"
             ) from error

@@ -9,6 +9,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
+from hilum_export import triton_model
+from hilum_export.repository import PROGRAM, VARIANTS
 from hilum_inference.repository import CONFIG, Model, Repository, shipped_repository
 from hilum_search.architecture import digest
 from hilum_search.card import card
@@ -53,3 +55,12 @@ def test_triton_reads_its_configuration(shipped: Model) -> None:
     assert (config.name, config.backend) == ("abdomen-ct-demo", "onnxruntime")
     assert [output.name for output in config.output] == ["logits", "features"]
     assert (Path(shipped.onnx().parents[1]) / str(shipped.version) / config.default_model_filename).is_file()
+
+
+def test_its_program_is_the_one_in_the_tree(shipped: Model) -> None:
+    assert shipped.onnx().with_name(PROGRAM).read_text() == Path(triton_model.__file__).read_text()
+
+
+def test_it_has_every_variant_and_says_that_it_was_judged_on_what_it_learnt_from(shipped: Model) -> None:
+    assert set(shipped.variants) == set(VARIANTS)
+    assert shipped.manifest.provenance.dice_gate == "on-training-cases"

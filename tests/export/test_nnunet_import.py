@@ -315,6 +315,15 @@ def plans_architecture() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("wrong", [[], {}, {"n_stages": 2, "nonlin": 3}])
+def test_arguments_of_the_network_that_are_none(changed: Path, wrong: object) -> None:
+    found = json.loads((changed / "plans.json").read_text())
+    found["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] = wrong
+    (changed / "plans.json").write_text(json.dumps(found))
+    with pytest.raises(ImportRefusedError):
+        read_results(changed)
+
+
 def test_an_unknown_configuration(changed: Path) -> None:
     edit(changed, "plans.json", lambda p: p["configurations"].update(other=p["configurations"].pop("3d_fullres")))
     assert "holds no configuration that can be used" in refusal(changed)

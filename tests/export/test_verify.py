@@ -146,6 +146,13 @@ def test_a_variant_that_runs_another_file_than_its_name_says(model: Path) -> Non
     ]
 
 
+def test_an_imported_model_has_no_cases_to_be_judged_on(model: Path, tmp_path: Path) -> None:
+    record = model / "1" / "training.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"imported": {"from": "elsewhere"}}))
+    with pytest.raises(ExportError, match="was imported: its record holds no cases"):
+        verify(model, data=tmp_path)
+
+
 def test_json_is_the_report(model: Path) -> None:
     said = CliRunner().invoke(verify_app, [str(model), "--json"])
     assert json.loads(said.output)["format"] == "hilum.gates/2"
