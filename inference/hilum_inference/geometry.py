@@ -65,6 +65,17 @@ class AxisMap:
         return np.clip(np.floor(self.positions + 0.5 + 1e-9).astype(np.intp), 0, self.size_in - 1)
 
     @cached_property
+    def between(self) -> tuple[Index, Index, NDArray[np.float32]]:
+        """(size_out,) the two input voxels that each sample lies between, and how far it is from the first one.
+
+        For ``order`` 0 both are the nearest voxel.
+        """
+        if self.is_identity or self.order == 0:
+            voxels = np.arange(self.size_out) if self.is_identity else self.nearest
+            return voxels, voxels, np.zeros(self.size_out, np.float32)
+        return self._pair
+
+    @cached_property
     def _pair(self) -> tuple[Index, Index, NDArray[np.float32]]:
         lower = np.minimum(np.floor(self.positions).astype(np.intp), max(self.size_in - 2, 0))
         upper = np.minimum(lower + 1, self.size_in - 1)

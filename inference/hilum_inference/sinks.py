@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference.blend import Block
-from hilum_inference.geometry import ModelGrid
+from hilum_inference.geometry import AxisMap, ModelGrid
 from hilum_inference.head import Decider, Labels
 from hilum_inference.preprocess import Source
+
+MIXED = 1 << 15
+"""Voxels interpolated at a time."""
 
 
 class Sink(Protocol):
@@ -32,6 +36,76 @@ def empty_like_stored(grid: ModelGrid, array: NDArray[np.generic], dtype: type) 
     labels: Labels = np.empty([shape[a] for a in order], dtype)
     labels.fill(0)  # unlike zeros(), empty() asks for huge pages: a tenth of the time to touch them first
     return labels.transpose(np.argsort(order))
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A finished plane of the model's grid.
+
+    Attributes:
+        means: (h, w, C) channels.
+        labels: (h, w) what they say; None where deciding the model's grid would cost more than it saves.
+    """
+
+    means: NDArray[np.float32]
+    labels: Labels | None = None
+
+
+def between(
+    decider: Decider, pair: tuple[Plane, Plane], shares: NDArray[np.float32], rows: AxisMap, columns: AxisMap
+) -> Labels:
+    """Labels of channels that are resampled linearly along three axes, for the samples between two planes.
+
+    A label owns a convex part of the space of channels: its logit is the largest there, or its region's is positive and
+    those of later regions are not; a head or a softmax before that leaves it so. What lies between eight voxels of one
+    label has that label, too, and only the rest, the surfaces of organs, is interpolated and decided.
+
+    Args:
+        pair: one after the other, or the same plane twice.
+        shares: (n,) how far each plane of samples is on the way from the first to the second.
+        rows, columns: order 0 or 1, or identities; they read h and w.
+
+    Returns:
+        (n, H, W) ids at the samples of ``rows`` and ``columns``.
+    """
+    first, second = pair
+    if first.labels is None or second.labels is None:
+        planes = [columns.resample(rows.resample(_mix(first.means, second.means, share), 0), 1) for share in shares]
+        return np.stack([decider.labels(np.ascontiguousarray(p), np.ones(p.shape[:2], np.float32)) for p in planes])
+    (above, below, down), (left, right, across) = rows.between, columns.between
+    same = first.labels == second.labels
+    for seen in (first.labels, second.labels):
+        same &= seen == seen[_other_end(rows)]
+    same &= same[:, _other_end(columns)] & (first.labels == first.labels[:, _other_end(columns)])
+    labels = np.empty((len(shares), rows.size_out, columns.size_out), decider.dtype)
+    labels[:] = np.take(np.take(first.labels, above, axis=0), left, axis=1)
+    mixed = np.nonzero(~np.take(np.take(same, above, axis=0), left, axis=1))
+    for start in range(0, len(mixed[0]), MIXED):
+        i, j = (index[start : start + MIXED] for index in mixed)
+        low, high = (
+            _mix(
+                _mix(means[above[i], left[j]], means[below[i], left[j]], down[i, None]),
+                _mix(means[above[i], right[j]], means[below[i], right[j]], down[i, None]),
+                across[j, None],
+            )
+            for means in (first.means, second.means)
+        )
+        for n, share in enumerate(shares):
+            labels[n, i, j] = decider.labels(_mix(low, high, share), np.ones(len(i), np.float32))
+    return labels
+
+
+def _other_end(axis: AxisMap) -> NDArray[np.intp]:
+    """For each voxel that the map reads, the one on the other side of the samples after it."""
+    voxels = np.arange(axis.size_in)
+    return voxels if axis.is_identity or axis.order == 0 else np.minimum(voxels + 1, axis.size_in - 1)
+
+
+def _mix(low: NDArray[np.float32], high: NDArray[np.float32], share: Any) -> NDArray[np.float32]:
+    mixed: NDArray[np.float32] = high - low
+    mixed *= share
+    mixed += low
+    return mixed
 
 
 class LabelSink:
@@ -72,8 +146,8 @@ class ChannelSink:
     """Resamples blended channels to the input's grid before it decides (nnU-Net's way), a plane at a time.
 
     Blending, normalising, trilinear resampling and the head are all linear, so their order does not matter; memory
-    stays that of a few planes of channels. Probabilities (the way of most MONAI Bundles) are made of the blended logits
-    before they are resampled.
+    stays that of a few planes of channels, and only what lies between two labels is resampled. Probabilities (the way
+    of most MONAI Bundles) are made of the blended logits before they are resampled.
     """
 
     def __init__(self, source: Source, grid: ModelGrid, decider: Decider, stored: NDArray[np.generic]) -> None:
@@ -84,7 +158,8 @@ class ChannelSink:
         sweep = self._layout.sweep[0]
         self._back = [m.inverse(min(m.order, 1)) for m in grid.maps]
         self._slabs: dict[int, tuple[NDArray[np.float32], int]] = {}
-        self._planes: dict[int, NDArray[np.float32]] = {}  # finished model planes along the sweep, (h, w, C)
+        self._planes: dict[int, Plane] = {}  # finished ones of the model's grid, along the sweep
+        self._finer = np.prod(grid.shape) < np.prod([m.size_out for m in self._back])  # the input's grid is
         self._next = 0  # next plane of the box along the sweep
         self._out = empty_like_stored(grid, stored, decider.dtype)
         self._target = np.moveaxis(grid.view(self._out[None])[0], sweep, 0)
@@ -115,24 +190,23 @@ class ChannelSink:
         for n, plane in enumerate(slab):
             real = first + n - self._before[sweep]
             if 0 <= real < self._grid.shape[sweep]:
-                self._planes[real] = plane[*inside].copy()
+                means = plane[*inside].copy()
+                self._planes[real] = Plane(means, self._decided(means) if self._finer else None)
         done = max(self._planes, default=-1)
-        mapping = self._back[sweep]
-        while self._next < mapping.size_out and mapping.source_range(self._next, self._next + 1)[1] <= done + 1:
-            low, high = mapping.source_range(self._next, self._next + 1)
-            self._write(np.stack([self._planes[p] for p in range(low, high)]))
-            self._next += 1
+        lower, upper, share = self._back[sweep].between
+        rows, columns = (self._back[a] for a in others)
+        while self._next < len(upper) and upper[self._next] <= done:
+            low, high = lower[self._next], upper[self._next]
+            last = int(np.searchsorted(lower, low, side="right"))
+            part = slice(self._next, last)
+            pair = self._planes[low], self._planes[high]
+            self._target[part] = between(self._decider, pair, share[part], rows, columns)
+            self._next = last
             for gone in [p for p in self._planes if p < low]:
                 del self._planes[gone]
 
-    def _write(self, planes: NDArray[np.float32]) -> None:
-        """(1 or 2, h, w, C) model planes around the next plane of the box: resample, decide, write."""
-        sweep = self._layout.sweep[0]
-        plane = self._back[sweep].resample(planes, 0, (self._next, self._next + 1))[0]
-        for axis, a in enumerate(a for a in range(3) if a != sweep):
-            plane = self._back[a].resample(plane, axis)
-        means = np.ascontiguousarray(plane)
-        self._target[self._next] = self._decider.labels(means, np.ones(means.shape[:2], np.float32))
+    def _decided(self, means: NDArray[np.float32]) -> Labels:
+        return self._decider.labels(means, np.ones(means.shape[:-1], np.float32))
 
     def finish(self) -> Labels:
         """(I, J, K) labels on the input's grid."""

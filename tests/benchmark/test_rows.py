@@ -67,7 +67,7 @@ def test_an_export_is_timed_with_all_its_checks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_windows_in_int8(tmp_path: Path) -> None:
     result = _quick("int8", tmp_path)
-    assert len(result.figures()) == 8
+    assert len(result.figures()) == 9
     assert all(measured[0]["int8"] > 0 for measured in result.rows["int8"]["rounds"].values())
 
 
