@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hilum_helm as helm
 import pytest
 from hilum_deploy import CHART, ROOT, settings_variables
 
+pytest.importorskip("helm_python")
 yaml = pytest.importorskip("yaml")
-helm = pytest.importorskip("helm_python")
 
 Values = dict[str, Any]
 Manifest = dict[str, Any]
@@ -58,9 +59,7 @@ CASES: dict[str, Values] = {
 
 def render(values: Values) -> dict[tuple[str, str], Manifest]:
     """The manifests by kind and name."""
-    with helm.Chart.load(CHART) as chart:
-        chart.validate_schema(values)
-        files = chart.render(values, name="hospital", namespace="imaging")
+    files = helm.render(values)
     documents = [d for name, text in files.items() if name.endswith(".yaml") for d in yaml.safe_load_all(text) if d]
     return {(d["kind"], d["metadata"]["name"]): d for d in documents}
 
@@ -82,7 +81,7 @@ def environment(pod: Manifest) -> dict[str, str]:
 
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 def test_the_linter_is_content(values: Values) -> None:
-    said = helm.lint(CHART, values)
+    said = helm.lint(values)
     assert said["errors"] == []
     assert [m for m in said["messages"] if m["severity"] > 1] == []  # 1 is a hint: the chart has no icon
 
@@ -263,14 +262,13 @@ def test_settings_that_the_chart_leaves_open_are_all_the_others() -> None:
     ids=json.dumps,
 )
 def test_values_that_make_no_sense_are_refused(values: Values) -> None:
-    with pytest.raises(helm.HelmValuesError):
+    with pytest.raises(helm.ValuesError):
         render(values)
 
 
 def test_the_defaults_keep_to_their_own_schema() -> None:
-    with helm.Chart.load(CHART) as chart:
-        chart.validate_schema(chart.values)
-        assert chart.metadata["appVersion"] in (ROOT / "pyproject.toml").read_text()
+    _, metadata = helm.defaults()
+    assert metadata["appVersion"] in (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_job_of_the_defaults_fits_into_its_container() -> None:
@@ -304,8 +302,7 @@ def test_the_first_user_is_made_once(tmp_path: Path) -> None:
 
 
 def test_the_notes_say_how_to_make_the_first_login() -> None:
-    with helm.Chart.load(CHART) as chart:
-        notes = chart.render({}, name="hospital", namespace="imaging")["hilum/templates/NOTES.txt"]
+    notes = helm.render({})["hilum/templates/NOTES.txt"]
     assert "kubectl -n imaging create secret generic hilum-admin" in notes
     assert re.search(r"service/hospital-gateway 8000:8000", notes)
 
@@ -315,8 +312,7 @@ def test_the_pod_that_writes_models_is_what_kubernetes_takes_and_writes_to_the_c
     (text,) = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), flags=re.DOTALL)
     pod = yaml.safe_load(text)
     kubernetes.validate(pod, "1.37", strict=True)
-    with helm.Chart.load(CHART) as chart:
-        rendered = chart.render(SECOND, name="hilum", namespace="imaging")["hilum/templates/models.yaml"]
+    rendered = helm.render(SECOND, "hilum")["hilum/templates/models.yaml"]
     assert (
         pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == yaml.safe_load(rendered)["metadata"]["name"]
     )

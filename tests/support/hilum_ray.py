@@ -28,6 +28,7 @@ def ray_settings() -> Iterator[None]:
     """For Ray in this process, which reads them once, and in all it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # pytest's own tells where Python was
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's own way to stay on the loopback
         patch.setenv("RAY_worker_niceness", "0")  # 15 else: beside other work its workers would hardly run
         patch.setenv("RAY_AUTH_MODE", "token")
