@@ -34,7 +34,7 @@ sample: $(VENV)/bin/python  ## fetch the real CT sample into .samples
 
 demo-model: $(VENV)/.dev sample  ## rebuild the demo model from nothing
 	$(BIN)/hilum train --recipe demo --data .samples --out runs/demo
-	$(BIN)/hilum export runs/demo --repository model_repository
+	$(BIN)/hilum export runs/demo --repository model_repository --data .samples --int8
 
 triton-env: .venv-triton/.done  ## a real Triton for the tests, in an environment of its own
 

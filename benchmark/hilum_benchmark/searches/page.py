@@ -143,7 +143,7 @@ def _table(bench: Bench, found: Sequence[Line]) -> Iterator[str]:
     if bench.has(parts.SERVED):
         demo = _mean(bench.read(parts.SERVED)["models"][DEMO]["dice"])
         blanks = " | ".join("–" for _ in labels)
-        yield f"| shipped demo model (2,400 steps, all planes) | 1 | – | {blanks} | {demo:.3f} | – | – | – | – |"
+        yield f"| shipped demo model (all planes) | 1 | – | {blanks} | {demo:.3f} | – | – | – | – |"
 
 
 def _gaps(bench: Bench) -> Iterator[str]:
