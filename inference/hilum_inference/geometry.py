@@ -76,6 +76,12 @@ class AxisMap:
         return self._pair
 
     @cached_property
+    def following(self) -> Index:
+        """(size_in,) for each input voxel the one at the other end of the samples that lie after it."""
+        voxels = np.arange(self.size_in)
+        return voxels if self.is_identity or self.order == 0 else np.minimum(voxels + 1, self.size_in - 1)
+
+    @cached_property
     def _pair(self) -> tuple[Index, Index, NDArray[np.float32]]:
         lower = np.minimum(np.floor(self.positions).astype(np.intp), max(self.size_in - 2, 0))
         upper = np.minimum(lower + 1, self.size_in - 1)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilum_inference.blend import Block
-from hilum_inference.geometry import AxisMap, ModelGrid
+from hilum_inference.geometry import AxisMap, Index, ModelGrid
 from hilum_inference.head import Decider, Labels
 from hilum_inference.preprocess import Source
 
-MIXED = 1 << 15
-"""Voxels interpolated at a time."""
+MIXED = 1 << 14
+"""Voxels of a plane interpolated at a time."""
 
 
 class Sink(Protocol):
@@ -75,8 +75,8 @@ def between(
     (above, below, down), (left, right, across) = rows.between, columns.between
     same = first.labels == second.labels
     for seen in (first.labels, second.labels):
-        same &= seen == seen[_other_end(rows)]
-    same &= same[:, _other_end(columns)] & (first.labels == first.labels[:, _other_end(columns)])
+        same &= seen == seen[rows.following]
+    same &= same[:, columns.following] & (first.labels == first.labels[:, columns.following])
     labels = np.empty((len(shares), rows.size_out, columns.size_out), decider.dtype)
     labels[:] = np.take(np.take(first.labels, above, axis=0), left, axis=1)
     mixed = np.nonzero(~np.take(np.take(same, above, axis=0), left, axis=1))
@@ -84,26 +84,25 @@ def between(
         i, j = (index[start : start + MIXED] for index in mixed)
         low, high = (
             _mix(
-                _mix(means[above[i], left[j]], means[below[i], left[j]], down[i, None]),
-                _mix(means[above[i], right[j]], means[below[i], right[j]], down[i, None]),
+                _mix(_voxels(plane, above[i], left[j]), _voxels(plane, below[i], left[j]), down[i, None]),
+                _mix(_voxels(plane, above[i], right[j]), _voxels(plane, below[i], right[j]), down[i, None]),
                 across[j, None],
             )
-            for means in (first.means, second.means)
+            for plane in (first.means, second.means)
         )
-        for n, share in enumerate(shares):
-            labels[n, i, j] = decider.labels(_mix(low, high, share), np.ones(len(i), np.float32))
+        means = _mix(low, high, shares[:, None, None])
+        labels[:, i, j] = decider.labels(means, np.ones(means.shape[:2], np.float32))
     return labels
 
 
-def _other_end(axis: AxisMap) -> NDArray[np.intp]:
-    """For each voxel that the map reads, the one on the other side of the samples after it."""
-    voxels = np.arange(axis.size_in)
-    return voxels if axis.is_identity or axis.order == 0 else np.minimum(voxels + 1, axis.size_in - 1)
+def _voxels(plane: NDArray[np.float32], rows: Index, columns: Index) -> NDArray[np.float32]:
+    """(n, C) of a (h, w, C) plane; by one flat index, which numpy takes several times faster."""
+    taken: NDArray[np.float32] = np.take(plane.reshape(-1, plane.shape[-1]), rows * plane.shape[1] + columns, axis=0)
+    return taken
 
 
 def _mix(low: NDArray[np.float32], high: NDArray[np.float32], share: Any) -> NDArray[np.float32]:
-    mixed: NDArray[np.float32] = high - low
-    mixed *= share
+    mixed: NDArray[np.float32] = (high - low) * share
     mixed += low
     return mixed
 
