@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,7 @@ def _serve(repository: Path, variant: str, folder: Path, port: int) -> None:
     if not environment.installed():
         typer.echo(f"Installing the server into {folder}; this takes a few minutes.")
         environment.install()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends it by kill leaves no server behind either
     http, grpc, metrics = free_ports()
     with tempfile.TemporaryDirectory(prefix="hilum-triton-") as scratch:
         launch = Launch(environment, repository, Path(scratch), variant, (http, port or grpc, metrics))

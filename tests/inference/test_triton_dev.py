@@ -57,7 +57,8 @@ def test_a_missing_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.triton
 @pytest.mark.skipif(not triton_server.installed(), reason="no test Triton: run make triton-env")
-def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
+def test_it_serves_until_it_is_interrupted(tmp_path: Path, end: signal.Signals) -> None:
     publish_tiny(tmp_path / "models", manifest())
     triton_server.python_backed(tmp_path / "models", tmp_path / "served")
     words = ["triton", "--dev", str(tmp_path / "served"), "--port", "0"]
@@ -73,7 +74,7 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         assert f"hilum serve --triton {found.group(1)}" in second
         repository = RemoteRepository(found.group(1))
         assert [model.variant for model in repository.models()] == ["python-fp32"]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(30) == 0
         with pytest.raises(EngineError):
             RemoteRepository(found.group(1)).models()
