@@ -78,8 +78,8 @@ def publish(repository: Path, described: Manifest, network: nn.Module) -> Model:
     return Repository([repository]).model(described.name)
 
 
-def export_logits(network: nn.Module, window: tuple[int, int, int], path: Path) -> None:
-    """Write any network as ONNX with fixed sizes: ``image`` (1, 1, D, H, W) to ``logits``."""
+def export_logits(network: nn.Module, window: tuple[int, int, int], path: Path, channels: int = 1) -> None:
+    """Write any network as ONNX with fixed sizes: ``image`` (1, C, D, H, W) to ``logits``."""
     import warnings
 
     import torch
@@ -88,7 +88,7 @@ def export_logits(network: nn.Module, window: tuple[int, int, int], path: Path) 
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             network.eval(),
-            (torch.zeros(1, 1, *window),),
+            (torch.zeros(1, channels, *window),),
             dynamo=True,
             opset_version=20,
             input_names=["image"],

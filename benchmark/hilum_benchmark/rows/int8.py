@@ -44,19 +44,13 @@ def prepare(context: Context) -> Measured:
 
 def _stack(path: Path, side: int) -> None:
     """Write 3x3x3 convolutions of 64 channels, one after the other, as ONNX."""
-    import onnx
     import torch
+
+    from hilum_benchmark.networks import export_logits
 
     torch.manual_seed(0)
     layers = [torch.nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1, bias=False) for _ in range(LAYERS)]
-    example = torch.zeros(1, CHANNELS, side, side, side)
-    program = torch.onnx.export(
-        torch.nn.Sequential(*layers).eval(), (example,), dynamo=True, input_names=["image"], output_names=["logits"],
-        opset_version=20, verbose=False,
-    )  # fmt: skip
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave nothing")
-    onnx.save(program.model_proto, path)
+    export_logits(torch.nn.Sequential(*layers), (side, side, side), path, CHANNELS)
 
 
 def ceiling(context: Context) -> Measured:
