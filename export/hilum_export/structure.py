@@ -11,7 +11,7 @@ from typing import Any
 from hilum_export.errors import ExportError
 from hilum_export.gates import Gate
 from hilum_export.noise import BATCH
-from hilum_export.precision import NORMS, Precision, Wire
+from hilum_export.precision import LARGEST_INT8, NORMS, Precision, Wire
 
 LARGEST_TENSOR = 2**31 - 1
 """Elements of one tensor: TensorRT refuses more."""
@@ -110,15 +110,29 @@ def _typed(model: Any, precision: Precision) -> tuple[Gate, ...]:
     if precision == "fp32":
         other = sum(types[name] for name in ("FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8"))
         return (Gate("weights that are not FP32", other, 0, "tensors"),)
-    weights = {each.name: _type(each.data_type) for each in model.graph.initializer}
+    weights = {each.name: each for each in model.graph.initializer}
     made_from = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    kernels = [node.input[1] for node in model.graph.node if node.op_type in CONVOLUTIONS]
-    left = sum(weights.get(made_from.get(kernel, kernel)) not in WEIGHTS[precision] for kernel in kernels)
+    used = [node.input[1] for node in model.graph.node if node.op_type in CONVOLUTIONS]
+    kernels = [weights.get(made_from.get(name, name)) for name in used]
+    kernels = [each for each in kernels if each is not None and _type(each.data_type) in WEIGHTS[precision]]
     norms = sum(kind != "FLOAT" for kind in _norms(model).elements())
-    return (
-        Gate(f"convolutions that are not {precision.upper()}", left, MAY_STAY[precision], "nodes"),
+    gates: tuple[Gate, ...] = (
+        Gate(f"convolutions that are not {precision.upper()}", len(used) - len(kernels), MAY_STAY[precision], "nodes"),
         Gate("norms that do not compute in FP32", norms, 0, "nodes"),
     )
+    if precision == "int8" and not _outside(model):
+        gates += (Gate("weights that overflow on processors without VNNI", _beyond(kernels), 0, "tensors"),)
+    return gates
+
+
+def _beyond(kernels: list[Any]) -> int:
+    """Kernels with a weight beyond LARGEST_INT8; of UINT8 ones, which lie around 128, too."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    middle = {"INT8": 0, "UINT8": 128}
+    values = [numpy_helper.to_array(each).astype(np.int16) - middle[_type(each.data_type)] for each in kernels]
+    return sum(int(np.abs(each).max(initial=0)) > LARGEST_INT8 for each in values)
 
 
 def _door(model: Any, wire: Wire) -> Gate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,6 +133,54 @@ def test_int8_sits_in_the_convolutions(full: Path, shared: Trained) -> None:
     for runtime in (onnxruntime, openvino):
         answer = runtime(path, WINDOWS)["logits"]
         assert 0 < difference(answer, truth, truth) < 0.3
+
+
+def _convolutions(path: Path) -> Path:
+    """Two convolutions of 32 channels with all weights alike: no sums that INT8 must hold are larger."""
+    alike = np.full((32, 32, 3, 3, 3), 1 / 864, np.float32)
+    kernels = [numpy_helper.from_array(alike, f"kernel of {made}") for made in ("middle", "logits")]
+    nodes = [
+        helper.make_node("Conv", [source, f"kernel of {made}"], [made], kernel_shape=[3] * 3, pads=[1] * 6)
+        for source, made in (("image", "middle"), ("middle", "logits"))
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 32, 8, 8, 8]) for name in ("image", "logits")
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], kernels)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_int8_answers_alike_on_processors_without_vnni(tmp_path: Path) -> None:
+    """Those add two products in 16 bits: with weights up to 127 half of this network's answer was lost there."""
+    windows = np.random.default_rng(0).uniform(0.5, 1.0, (2, 32, 8, 8, 8)).astype(np.float32)
+    full = _convolutions(tmp_path / "full.onnx")
+    to_int8(full, tmp_path / "int8.onnx", [windows[:1], windows[1:]])
+    found = structure(tmp_path / "int8.onnx", 2, "int8")
+    assert all(gate.passed for gate in found.gates)
+    truth = onnxruntime(full, windows)["logits"]
+    for runtime in (onnxruntime, openvino):
+        assert difference(runtime(tmp_path / "int8.onnx", windows)["logits"], truth, truth) < 0.02
+
+
+@pytest.mark.parametrize(("weight", "kind", "beyond"), [(64, np.int8, 0), (-65, np.int8, 1), (193, np.uint8, 1)])
+def test_int8_weights_that_some_processors_cannot_add_are_found(
+    tmp_path: Path, weight: int, kind: type[np.integer[Any]], beyond: int
+) -> None:
+    kernel = np.full((1, 1, 1, 1, 1), weight, kind)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["kernel", "scale"], ["weights"]),
+        helper.make_node("Conv", ["image", "weights"], ["logits"], kernel_shape=[1, 1, 1]),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 4, 4, 4]) for name in ("image", "logits")
+    ]
+    weights = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.float32(1), "scale")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    gates = {gate.name: gate for gate in structure(tmp_path / "m.onnx", 1, "int8").gates}
+    gate = gates["weights that overflow on processors without VNNI"]
+    assert (gate.value, gate.passed) == (beyond, beyond == 0)
 
 
 def test_doctests() -> None:
