@@ -117,14 +117,15 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def memory() -> Check:
-    """Memory in all and free."""
+    """Memory in all, and free: on the machine, or in the container where that is less."""
     try:
         import psutil
+
+        available = load("hilum_inference.memory:available", "inference", "hilum doctor")()
     except ModuleNotFoundError:
         return Check("memory", "warn", "unknown", "pip install 'hilum[inference]' to have it looked at.")
-    now = psutil.virtual_memory()
-    found = f"{now.total / GIB:.1f} GiB, {now.available / GIB:.1f} GiB free"
-    if now.available < LEAST_MEMORY:
+    found = f"{psutil.virtual_memory().total / GIB:.1f} GiB, {available / GIB:.1f} GiB free"
+    if available < LEAST_MEMORY:
         return Check("memory", "warn", found, f"Large scans may be refused below {LEAST_MEMORY // GIB} GiB free.")
     return Check("memory", "ok", found)
 

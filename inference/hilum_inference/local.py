@@ -11,12 +11,10 @@ from typing import Any
 from hilum_inference.engines import Engine, EngineSettings, open_engine
 from hilum_inference.errors import MismatchError
 from hilum_inference.io import read_volume, stack_channels, write_labels
+from hilum_inference.memory import free_memory
 from hilum_inference.pipeline import Planned, Progress, Segmentation, Segmenter
 from hilum_inference.repository import Model, Repository, shipped_repository
 from hilum_inference.volume import Volume
-
-MEMORY_SHARE = 0.8
-"""Share of the memory that is free at the start which one segmentation may plan to use."""
 
 Image = Path | str | Volume | Mapping[str, Path | str]
 
@@ -149,10 +147,3 @@ def describe(model: Model) -> dict[str, Any]:
         "dice_gate": manifest.provenance.dice_gate,
         "intended_use": manifest.intended_use,
     }
-
-
-def free_memory() -> int:
-    """Bytes that one segmentation may plan to use now."""
-    import psutil
-
-    return int(psutil.virtual_memory().available * MEMORY_SHARE)

@@ -225,7 +225,7 @@ class Worker:
 
     def _segment(self, message: Message) -> Message:
         from hilum_inference.engines import for_job, settle
-        from hilum_inference.local import free_memory
+        from hilum_inference.memory import free_memory
         from hilum_inference.pipeline import Segmenter
 
         cancelled = self._cancelled[message["job"]].is_set
