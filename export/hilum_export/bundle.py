@@ -184,6 +184,11 @@ def _require(manifest: Manifest) -> None:
     masked = any(
         getattr(step, "scope", "") in ("mask", "filled") for steps in manifest.intensity.steps for step in steps
     )
+    falling = any(
+        isinstance(step, Window | Percentile) and step.clip and step.out_low > step.out_high
+        for steps in manifest.intensity.steps
+        for step in steps
+    )
     resampled = geometry.spacing is not None
     reasons = {
         "its task is interactive": manifest.task != "segmentation" or bool(manifest.prompt_channels),
@@ -196,6 +201,7 @@ def _require(manifest: Manifest) -> None:
         "the image is resampled by a cubic spline": resampled and geometry.order == 3,
         "one axis is resampled apart from the others": resampled and geometry.separate_z != "never",
         "an intensity rule takes its figures from a mask": masked,
+        "an intensity rule clips to a range that falls": falling,
         "channels have different intensity rules": len(set(manifest.intensity.steps)) > 1,
         "small parts are removed by their volume": bool(manifest.post_processing.smallest_ml),
     }

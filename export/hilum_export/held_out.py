@@ -133,7 +133,9 @@ class _Tally:
         ours, theirs = dice(own, truth, ids), dice(other, truth, ids)
         for label in self._labels:
             if not math.isnan(ours[label.id]) or not math.isnan(theirs[label.id]):
-                self._lost[label.name].append(_number(ours[label.id]) - _number(theirs[label.id]))
+                lost = _number(ours[label.id]) - _number(theirs[label.id])
+                # Without the label in the reference Dice is 0 or 1: a speck that vanishes must not pay for other cases.
+                self._lost[label.name].append(lost if (truth == label.id).any() else max(lost, 0.0))
             one, two = own == label.id, other == label.id
             self._otherwise[label.name] += int(np.count_nonzero(one != two))
             self._voxels[label.name] += int(np.count_nonzero(one)) + int(np.count_nonzero(two))

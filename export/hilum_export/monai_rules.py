@@ -85,6 +85,8 @@ class Rules:
         """Once; the first voxel stays in place."""
         if _one(align_corners) or diagonal or scale_extent or _one(padding_mode) != "border" or self.spacing:
             raise ValueError("Spacing is understood once, with padding_mode border and no other switches")
+        if len(pixdim) != 3 or not all(length > 0 for length in pixdim):
+            raise ValueError(f"Spacing is understood with three lengths in mm, not {list(pixdim)}")
         d, h, w = pixdim
         self.spacing, self.order = (float(d), float(h), float(w)), ORDERS[_one(mode)]
 
@@ -218,7 +220,7 @@ class Rules:
         MONAI's mask is what is not 0, ours what lies above a value: the same only where nothing can be negative.
         """
         if len(self.steps) == 1 and isinstance(window := self.steps[0], Window):
-            rises = window.low < window.high and window.out_low == 0 < window.out_high
+            rises = window.out_low == 0 < window.out_high
             if window.clip and rises:
                 return window.low
         raise ValueError(

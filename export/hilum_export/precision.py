@@ -15,13 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from hilum_export.runtimes import Windows
 
 Precision = Literal["fp32", "fp16", "int8"]
 Wire = Literal["fp32", "fp16"]
 """Type of what goes into a network and comes out of it."""
 NORMS: Final = ("InstanceNormalization", "GroupNormalization", "BatchNormalization", "LayerNormalization")
-"""Operators that stay in FP32: they sum over a whole window, which FP16 cannot hold (islands between two casts)."""
+SUMS: Final = (
+    *NORMS,
+    *("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"),
+)
+"""Operators that stay in FP32, islands between two casts: they sum over a whole window, or squares, which FP16 cannot
+hold."""
 LARGEST_HALF: Final = 65504.0
 SMALLEST_HALF: Final = 2.0**-24
 """Bounds of FP16. Larger weights would be cut without a word; the overflow check finds what they do."""
@@ -59,7 +66,7 @@ def to_half(source: Path, target: Path, wire: Wire = "fp32") -> None:
             keep_io_types=wire == "fp32",
             min_positive_val=SMALLEST_HALF,
             max_finite_val=LARGEST_HALF,
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *NORMS],
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *SUMS],
         )
     del half.graph.value_info[:]
     onnx.save(half, target)
@@ -93,7 +100,35 @@ def to_int8(source: Path, target: Path, windows: Sequence[Windows]) -> None:
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     del quantised.graph.value_info[:]
+    _hold_weights(quantised.graph)
     onnx.save(quantised, target)
+
+
+def _hold_weights(graph: Any) -> None:
+    """Halve weights beyond LARGEST_INT8, and double their scales: NNCF leaves grouped convolutions at full range."""
+    from onnx import numpy_helper
+
+    tensors = {each.name: each for each in graph.initializer}
+    for name, nodes in dequantised(graph).items():
+        values = numpy_helper.to_array(tensors[name])
+        if values.dtype != np.int8 or np.abs(values.astype(np.int16)).max(initial=0) <= LARGEST_INT8:
+            continue
+        tensors[name].CopyFrom(numpy_helper.from_array(np.rint(values / 2).astype(np.int8), name))
+        for node in nodes:
+            scale = f"{node.input[1]}_of_{node.name or node.output[0]}"
+            doubled = 2 * numpy_helper.to_array(tensors[node.input[1]])
+            graph.initializer.append(numpy_helper.from_array(doubled, scale))
+            node.input[1] = scale
+
+
+def dequantised(graph: Any) -> dict[str, list[Any]]:
+    """The weights of a graph that are stored in INT8 or UINT8, by name, and the nodes that make numbers of each."""
+    weights = {each.name for each in graph.initializer if len(each.dims) > 1}
+    found: dict[str, list[Any]] = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            found.setdefault(node.input[0], []).append(node)
+    return found
 
 
 def _nncf() -> Any:

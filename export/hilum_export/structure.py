@@ -11,7 +11,7 @@ from typing import Any
 from hilum_export.errors import ExportError
 from hilum_export.gates import Gate
 from hilum_export.noise import BATCH
-from hilum_export.precision import LARGEST_INT8, NORMS, Precision, Wire
+from hilum_export.precision import LARGEST_INT8, SUMS, Precision, Wire, dequantised
 
 LARGEST_TENSOR = 2**31 - 1
 """Elements of one tensor: TensorRT refuses more."""
@@ -110,28 +110,30 @@ def _typed(model: Any, precision: Precision) -> tuple[Gate, ...]:
     if precision == "fp32":
         other = sum(types[name] for name in ("FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8"))
         return (Gate("weights that are not FP32", other, 0, "tensors"),)
-    weights = {each.name: each for each in model.graph.initializer}
+    weights = {each.name: _type(each.data_type) for each in model.graph.initializer}
     made_from = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     used = [node.input[1] for node in model.graph.node if node.op_type in CONVOLUTIONS]
-    kernels = [weights.get(made_from.get(name, name)) for name in used]
-    kernels = [each for each in kernels if each is not None and _type(each.data_type) in WEIGHTS[precision]]
+    kernels = [weights.get(made_from.get(name, name), "") for name in used]
+    left = sum(kind not in WEIGHTS[precision] for kind in kernels)
     norms = sum(kind != "FLOAT" for kind in _norms(model).elements())
     gates: tuple[Gate, ...] = (
-        Gate(f"convolutions that are not {precision.upper()}", len(used) - len(kernels), MAY_STAY[precision], "nodes"),
+        Gate(f"convolutions that are not {precision.upper()}", left, MAY_STAY[precision], "nodes"),
         Gate("norms that do not compute in FP32", norms, 0, "nodes"),
     )
     if precision == "int8" and not _outside(model):
-        gates += (Gate("weights that overflow on processors without VNNI", _beyond(kernels), 0, "tensors"),)
+        gates += (Gate("weights that overflow on processors without VNNI", _beyond(model), 0, "tensors"),)
     return gates
 
 
-def _beyond(kernels: list[Any]) -> int:
-    """Kernels with a weight beyond LARGEST_INT8; of UINT8 ones, which lie around 128, too."""
+def _beyond(model: Any) -> int:
+    """Weights, whatever uses them, with a value beyond LARGEST_INT8; of UINT8 ones, which lie around 128, too."""
     import numpy as np
     from onnx import numpy_helper
 
     middle = {"INT8": 0, "UINT8": 128}
-    values = [numpy_helper.to_array(each).astype(np.int16) - middle[_type(each.data_type)] for each in kernels]
+    stored = dequantised(model.graph)
+    weights = [each for each in model.graph.initializer if each.name in stored and _type(each.data_type) in middle]
+    values = [numpy_helper.to_array(each).astype(np.int16) - middle[_type(each.data_type)] for each in weights]
     return sum(int(np.abs(each).max(initial=0)) > LARGEST_INT8 for each in values)
 
 
@@ -148,7 +150,7 @@ def _norms(model: Any) -> Counter[str]:
 
     typed = onnx.shape_inference.infer_shapes(model).graph
     kinds = {each.name: each.type.tensor_type.elem_type for each in (*typed.value_info, *typed.input, *typed.output)}
-    found = (kinds.get(node.input[0], 0) for node in model.graph.node if node.op_type in NORMS)
+    found = (kinds.get(node.input[0], 0) for node in model.graph.node if node.op_type in SUMS)
     return Counter(_type(kind) for kind in found)
 
 

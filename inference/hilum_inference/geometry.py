@@ -33,6 +33,9 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) 
 class AxisMap:
     """Where the samples of one axis lie on another: sample p reads position offset + p * step, in voxels.
 
+    Where ``edges`` is set both axes begin and end together: position step * (p + 1/2) - 1/2, rounded as nnU-Net rounds
+    it, so that a sample halfway between two voxels reads the same one as there.
+
     >>> AxisMap(4, 7, 0.5, 0.0, 1).resample(np.array([0, 2, 4, 6.0], np.float32), 0)
     array([0., 1., 2., 3., 4., 5., 6.], dtype=float32)
     """
@@ -42,27 +45,41 @@ class AxisMap:
     step: float
     offset: float
     order: int
+    edges: bool = False
+
+    @classmethod
+    def between_edges(cls, size_in: int, size_out: int, order: int) -> AxisMap:
+        """Two axes of one length, cut into other numbers of voxels."""
+        step = size_in / size_out
+        return cls(size_in, size_out, step, step / 2 - 0.5, order, edges=True)
+
+    @cached_property
+    def _places(self) -> NDArray[np.float64]:
+        samples = np.arange(self.size_out, dtype=np.float64)
+        return self.step * (samples + 0.5) - 0.5 if self.edges else self.offset + self.step * samples
 
     @cached_property
     def positions(self) -> NDArray[np.float64]:
         """(size_out,) positions on the input axis, clamped to its ends."""
-        return np.clip(self.offset + self.step * np.arange(self.size_out), 0, self.size_in - 1)
+        return np.clip(self._places, 0, self.size_in - 1)
 
     @cached_property
     def is_identity(self) -> bool:
         """Whether the two axes are the same."""
-        drift = np.abs(self.offset + self.step * np.arange(self.size_out) - np.arange(self.size_out)).max()
+        drift = np.abs(self._places - np.arange(self.size_out)).max()
         return self.size_in == self.size_out and bool(drift < SAME_POSITION)
 
     def inverse(self, order: int) -> AxisMap:
         """The map that reads this axis' samples at the input's positions."""
+        if self.edges:
+            return AxisMap.between_edges(self.size_out, self.size_in, order)
         return AxisMap(self.size_out, self.size_in, 1 / self.step, -self.offset / self.step, order)
 
     @cached_property
     def nearest(self) -> Index:
-        """(size_out,) the input voxel nearest to each sample; a tie goes to the higher one, as in ITK."""
-        # A position computed as 20.499999999999996 is a tie too.
-        return np.clip(np.floor(self.positions + 0.5 + 1e-9).astype(np.intp), 0, self.size_in - 1)
+        """(size_out,) the input voxel nearest to each sample; a tie goes to the higher one, as in ITK and scipy."""
+        tie = 0.0 if self.edges else 1e-9  # a position computed as 20.499999999999996 is a tie to ITK, not to scipy
+        return np.clip(np.floor(self.positions + 0.5 + tie).astype(np.intp), 0, self.size_in - 1)
 
     @cached_property
     def between(self) -> tuple[Index, Index, NDArray[np.float32]]:
@@ -90,8 +107,7 @@ class AxisMap:
     @cached_property
     def _matrix(self) -> NDArray[np.float32]:
         # scipy's mode "nearest" goes on along the spline over the repeated edge instead of clamping the position.
-        places = self.offset + self.step * np.arange(self.size_out)
-        return cubic_matrix(np.clip(places, -SPLINE_PAD, self.size_in - 1 + SPLINE_PAD), self.size_in)
+        return cubic_matrix(np.clip(self._places, -SPLINE_PAD, self.size_in - 1 + SPLINE_PAD), self.size_in)
 
     def source_range(self, first: int, last: int) -> tuple[int, int]:
         """(lowest, highest + 1) input voxel that samples ``first`` to ``last`` - 1 read."""
@@ -158,6 +174,7 @@ class ModelGrid:
         flipped: for each model axis whether it reads backwards.
         box: (start, stop) on each oriented axis, in stored voxels; the rest is background.
         maps: for each model axis, how its samples lie on the box.
+        back: for each model axis, how the box's voxels lie on its samples, for channels on their way back.
     """
 
     stored: Grid
@@ -165,6 +182,7 @@ class ModelGrid:
     flipped: tuple[bool, bool, bool]
     box: Box
     maps: tuple[AxisMap, AxisMap, AxisMap]
+    back: tuple[AxisMap, AxisMap, AxisMap]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -226,25 +244,30 @@ def fit(grid: Grid, geometry: Geometry, box: Box | None = None) -> ModelGrid:
     axes, flipped = oriented_axes(grid, geometry)
     ends = box or tuple((0, grid.shape[a]) for a in axes)
     sizes = [stop - start for start, stop in ends]
-    have = [grid.spacing[a] for a in axes]
+    edges = geometry.align == "edges"
+    stored = grid.stated or grid.spacing if edges else grid.spacing  # nnU-Net reads what the header states
+    have = [stored[a] for a in axes]
     want = list(geometry.spacing or have)
-    orders = _orders(geometry, have, want)
-    maps = [_axis_map(n, h, w, o, geometry.align) for n, h, w, o in zip(sizes, have, want, orders, strict=True)]
-    return ModelGrid(grid, axes, flipped, (ends[0], ends[1], ends[2]), (maps[0], maps[1], maps[2]))
+    orders = _orders(geometry, geometry.order, have, want)
+    a, b, c = (_axis_map(n, h, w, o, edges) for n, h, w, o in zip(sizes, have, want, orders, strict=True))
+    # nnU-Net decides anew for the way back, and looks at the model's spacing first.
+    orders = _orders(geometry, 1, want, have) if edges else [min(o, 1) for o in orders]
+    x, y, z = (m.inverse(o) for m, o in zip((a, b, c), orders, strict=True))
+    return ModelGrid(grid, axes, flipped, (ends[0], ends[1], ends[2]), (a, b, c), (x, y, z))
 
 
-def _axis_map(size: int, have: float, want: float, order: int, align: str) -> AxisMap:
-    if align == "edges":
+def _axis_map(size: int, have: float, want: float, order: int, edges: bool) -> AxisMap:
+    if edges:
         count = max(int(np.round(have / want * size)), 1)  # in nnU-Net's order, so that halves are rounded as there
-        step = size / count
-        return AxisMap(size, count, step, step / 2 - 0.5, order)
+        return AxisMap.between_edges(size, count, order)
     count = int(np.round(have * (1 / want) * (size - 1) + 1))  # in MONAI's order, for the same reason
     return AxisMap(size, count, want / have, 0.0, order)
 
 
-def _orders(geometry: Geometry, have: Sequence[float], want: Sequence[float]) -> list[int]:
-    orders: list[int] = [geometry.order] * 3
-    for spacing in (have, want):  # nnU-Net looks at the input's spacing first, then at the model's
+def _orders(geometry: Geometry, order: int, source: Sequence[float], target: Sequence[float]) -> list[int]:
+    """``order`` for each axis, but for the one that is interpolated on its own."""
+    orders: list[int] = [order] * 3
+    for spacing in (source, target):  # nnU-Net looks at the spacing of what it resamples first
         anisotropic = max(spacing) / min(spacing) > SEPARATE_Z_RATIO
         widest = [a for a in range(3) if spacing[a] == max(spacing)]
         if geometry.separate_z == "never" or not (anisotropic or geometry.separate_z == "always"):

@@ -26,6 +26,8 @@ from hilum_inference.volume import Affine, Grid, Volume
 MAX_INFLATION = 1032
 """Deflate cannot make more than this many bytes out of one."""
 MAX_ORIGIN_MM = 1e6
+SAME_SPACING = 1e-5
+"""Share by which a stated spacing may differ from the affine's, which is rounded to float32."""
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 _CHUNK = 4 << 20
 Compress = Literal["none", "file", "voxels"]
@@ -188,8 +190,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def placed(shape: tuple[int, int, int], affine: Affine) -> Grid:
+def placed(shape: tuple[int, int, int], affine: Affine, spacing: Sequence[float] | None = None) -> Grid:
     """The grid of a file's header, where absurd numbers end in a refusal.
+
+    Args:
+        shape: (I, J, K).
+        affine: (4, 4).
+        spacing: in mm, where the header states it, too; kept where the affine agrees (SAME_SPACING).
 
     Raises:
         GeometryError: see ``Grid``; also an origin farther than MAX_ORIGIN_MM.
@@ -198,6 +205,9 @@ def placed(shape: tuple[int, int, int], affine: Affine) -> Grid:
         grid = Grid(shape, affine)
     if np.abs(grid.affine[:3, 3]).max() > MAX_ORIGIN_MM:
         raise GeometryError("The first voxel lies more than a kilometre from the origin.", code="bad_affine")
+    if spacing is not None and np.allclose(spacing, grid.spacing, rtol=SAME_SPACING, atol=0):
+        x, y, z = map(float, spacing)
+        return Grid(shape, affine, (x, y, z))
     return grid
 
 

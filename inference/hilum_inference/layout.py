@@ -149,15 +149,31 @@ def network_name(config: Message, model: str) -> str:
     """The ONNX file behind a configuration, in the version's folder.
 
     Raises:
-        ModelError: it would lie elsewhere.
+        ModelError: it would lie elsewhere, or Triton would load another one.
     """
-    loaded = (config.get("default_model_filename") or [DEFAULT_NETWORK])[0]
-    name = parameter(config, NETWORK_PARAMETER, model) or str(loaded)
+    loaded = str((config.get("default_model_filename") or [DEFAULT_NETWORK])[0])
+    name = parameter(config, NETWORK_PARAMETER, model) or loaded
+    check_loaded(model, name, loaded, str((config.get("backend") or [""])[0]))
     if not is_plain(name):
         raise ModelError(
             f"The network of {model} must be a file of the version's folder, not {name!r}.", code="bad_config"
         )
     return name
+
+
+def check_loaded(model: str, named: str, loaded: str, backend: str) -> None:
+    """Refuse a configuration whose network, which was checked, is not the file that ONNX Runtime would load.
+
+    A plan is made of the network, and the python back-end's program reads the name.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if backend in ("", "onnxruntime") and named != loaded:
+        raise ModelError(
+            f"The configuration of {model} has Triton load {loaded}, but names {named} as its network.",
+            code="bad_config",
+        )
 
 
 def checked_variant(config: Message, model: str, variant: str | None) -> str:

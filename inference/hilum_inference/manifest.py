@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from typing import Annotated, Literal, Self
 
@@ -83,6 +84,13 @@ class Geometry(_Part):
             raise ValueError(f"orientation {value!r} must be 'native' or name each of R/L, A/P, S/I once")
         return value
 
+    @field_validator("spacing")
+    @classmethod
+    def _lengths(cls, value: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if value is not None and not all(0 < length < math.inf for length in value):
+            raise ValueError(f"spacing must be three lengths in mm, not {value}")
+        return value
+
     @field_validator("axes")
     @classmethod
     def _permutation(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -124,6 +132,12 @@ class Window(_Part):
     out_low: float = 0.0
     out_high: float = 1.0
     clip: bool = True
+
+    @model_validator(mode="after")
+    def _rising(self) -> Window:
+        if not self.low < self.high:
+            raise ValueError(f"a window begins below its end, not {self.low:g} to {self.high:g}")
+        return self
 
 
 class ZScore(_Part):

@@ -125,7 +125,7 @@ def parse_header(data: bytes) -> NiftiHeader:
         raw=raw,
         version=version,
         endian=endian,
-        grid=placed(shape, _affine(fields)),
+        grid=placed(shape, _affine(fields), _spacing(fields)),
         channels=channels,
         dtype=_stored_type(fields["datatype"][0], fields["bitpix"][0], endian),
         offset=_offset(fields["vox_offset"][0], version),
@@ -228,6 +228,11 @@ def _affine(fields: dict[str, tuple[Any, ...]]) -> Affine:
         affine[:3, :3] = np.diag(np.abs(fields["pixdim"][1:4]))
     affine[:3] *= _MM_PER_UNIT[unit]
     return affine
+
+
+def _spacing(fields: dict[str, tuple[Any, ...]]) -> list[float]:
+    """What the header states; nnU-Net's readers look there."""
+    return [abs(length) * _MM_PER_UNIT[fields["xyzt_units"][0] & 7] for length in fields["pixdim"][1:4]]
 
 
 def _rotation(quaternion: tuple[float, ...]) -> NDArray[np.float64]:

@@ -181,8 +181,7 @@ class Source:
             block = self._stored(c, sweep, *self._grid.maps[sweep].source_range(first, last))
             if not after:
                 normaliser.apply(block)
-            block = self._resampled(block, sweep, first, last)
-            self._hold_in_range(block, c, first, last)
+            block = self._resampled(block, sweep, first, last, c)
             if after:
                 normaliser.apply(block)
             channels.append(np.moveaxis(block, sweep, 0))
@@ -224,28 +223,28 @@ class Source:
         parts = cc3d.connected_components(empty, connectivity=6)
         return np.asarray(parts != parts[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
-    def _resampled(self, block: NDArray[np.float32], sweep: int, first: int, last: int) -> NDArray[np.float32]:
-        """Resample a slab along all axes, the one that shrinks most first."""
+    def _resampled(
+        self, block: NDArray[np.float32], sweep: int, first: int, last: int, channel: int | None = None
+    ) -> NDArray[np.float32]:
+        """Resample a slab along all axes, the one that shrinks most first and the separate one last.
+
+        What a cubic spline overshoots is clipped to the range of its input, as scikit-image does for nnU-Net: of the
+        whole, or of each slice before those are interpolated. Without a ``channel`` it is not.
+        """
         order = sorted(range(3), key=lambda a: -abs(block.strides[a]))
         block = block.transpose(order)
-        maps = self._grid.maps
-        for axis in sorted(range(3), key=lambda a: maps[a].size_out / maps[a].size_in):
-            block = maps[axis].resample(block, order.index(axis), (first, last) if axis == sweep else None)
+        maps, geometry, apart = self._grid.maps, self._manifest.geometry, self._separate_axis
+        spline = geometry.order == 3 and geometry.align == "edges"
+        ranges = self._ranges[channel] if spline and channel is not None else None
+        for axis in sorted(range(3), key=lambda a: (a == apart and spline, maps[a].size_out / maps[a].size_in)):
+            part = (first, last) if axis == sweep else None
+            if ranges is not None and axis == apart:
+                low, high = maps[axis].source_range(*part) if part else (0, maps[axis].size_in)
+                _hold(block, ranges[low:high], order.index(axis))
+            block = maps[axis].resample(block, order.index(axis), part)
+        if ranges is not None and apart is None:
+            _hold(block, np.array([[ranges[:, 0].min(), ranges[:, 1].max()]]), 0)
         return block.transpose(np.argsort(order))
-
-    def _hold_in_range(self, block: NDArray[np.float32], channel: int, first: int, last: int) -> None:
-        """Clip what a cubic spline overshoots to the range of its input, as scikit-image does (``align: edges``)."""
-        if self._manifest.geometry.order != 3 or self._manifest.geometry.align != "edges":
-            return
-        ranges = self._ranges[channel]
-        axis = self._separate_axis
-        if axis is None:
-            np.clip(block, ranges[:, 0].min(), ranges[:, 1].max(), out=block)
-            return
-        mapping = self._grid.maps[axis]
-        part = mapping.nearest[first:last] if axis == self.layout.sweep[0] else mapping.nearest
-        shape = [-1 if a == axis else 1 for a in range(3)]
-        np.clip(block, ranges[part, 0].reshape(shape), ranges[part, 1].reshape(shape), out=block)
 
     @cached_property
     def _separate_axis(self) -> int | None:
@@ -281,3 +280,9 @@ class Source:
                 yield self._resampled(block, sweep, first, last)
             else:
                 yield self._stored(channel, sweep, first, last)
+
+
+def _hold(block: NDArray[np.float32], ranges: NDArray[np.float32], axis: int) -> None:
+    """Clip each slice along ``axis`` to its range of (slices, 2), or all to the one of (1, 2)."""
+    shape = [-1 if a == axis else 1 for a in range(block.ndim)]
+    np.clip(block, ranges[:, 0].reshape(shape), ranges[:, 1].reshape(shape), out=block)

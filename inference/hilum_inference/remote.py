@@ -11,7 +11,7 @@ from typing import Any
 
 from hilum_inference.engines.triton.channel import CallError, Channel, parameter_of
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
-from hilum_inference.layout import VARIANT_PARAMETER
+from hilum_inference.layout import DEFAULT_NETWORK, NETWORK_PARAMETER, VARIANT_PARAMETER, check_loaded
 from hilum_inference.manifest import PARAMETER, parse_manifest
 from hilum_inference.repository import Model, Repository, digest_of
 
@@ -154,6 +154,8 @@ def _described(config: Any, name: str, version: int, wanted: str | None = None) 
         raise ModelError(f"The manifest of {name} has no digest of its weights; export it again.", code="no_digest")
     if manifest.digests.preprocessing and manifest.digests.preprocessing != preprocessing:
         raise ModelError(f"The manifest of version {version} was changed since export.", code="changed_manifest")
+    loaded = config.default_model_filename or DEFAULT_NETWORK
+    check_loaded(name, parameter_of(config, NETWORK_PARAMETER) or loaded, loaded, config.backend)
     variant = parameter_of(config, VARIANT_PARAMETER)
     if wanted is not None and variant != wanted:
         served = f"the variant {variant}" if variant else "a configuration without a variant's name"

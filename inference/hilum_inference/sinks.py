@@ -155,7 +155,7 @@ class ChannelSink:
         self._layout = source.layout
         self._before = [before for before, _ in source.padding]
         sweep = self._layout.sweep[0]
-        self._back = [m.inverse(min(m.order, 1)) for m in grid.maps]
+        self._back = grid.back
         self._slabs: dict[int, tuple[NDArray[np.float32], int]] = {}
         self._planes: dict[int, Plane] = {}  # finished ones of the model's grid, along the sweep
         self._finer = np.prod(grid.shape) < np.prod([m.size_out for m in self._back])  # the input's grid is

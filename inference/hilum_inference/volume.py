@@ -7,7 +7,7 @@ LPS formats (DICOM, NRRD) convert once, at the door. Voxel indices are (i, j, k)
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,13 @@ _CODES = (("L", "R"), ("P", "A"), ("I", "S"))
 class Grid:
     """Where voxels lie: three sizes and a RAS affine.
 
+    Attributes:
+        shape: (I, J, K).
+        affine: (4, 4), of voxels to RAS in mm.
+        stated: spacing as a header states it beside an affine that says the same but for rounding. The columns of an
+            oblique affine in float32 make 3.00000009 mm of 3, and nnU-Net treats spacings of more than three times the
+            smallest otherwise.
+
     Raises:
         GeometryError: affine not finite or singular, or a spacing outside 0.01-50 mm.
 
@@ -40,6 +47,7 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: Affine
+    stated: tuple[float, float, float] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)

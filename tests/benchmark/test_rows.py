@@ -114,3 +114,12 @@ def test_a_training_step_takes_turns_with_the_bare_network_and_nnunets_trainer(t
         assert _rounds(result, "training-step", side)["s"] > 0
     assert _rounds(result, "training-epoch", "no")["s"] > _rounds(result, "training-epoch", "memory")["s"]
     assert len(result.figures()) == 4
+
+
+def test_what_is_called_the_model_as_published_is_what_its_manifest_says() -> None:
+    from hilum_benchmark.rows.best import AS_PUBLISHED, SETTINGS
+    from hilum_inference.repository import Repository, shipped_repository
+
+    manifest = Repository([shipped_repository()]).model("abdomen-ct-demo").manifest
+    found = SETTINGS[AS_PUBLISHED].of(manifest)
+    assert (found.crop, found.windows) == (manifest.crop, manifest.windows)

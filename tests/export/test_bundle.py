@@ -166,6 +166,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "takes its figures from a mask": {
         "intensity": Intensity(steps=((ZScore(scope="filled"),),), stage="before-resampling")
     },
+    "a range that falls": {"intensity": Intensity(steps=((Window(low=0, high=9, out_low=1, out_high=0),),))},
     "painted in an order": {"output": "sigmoid-regions", "region_order": (1, 2), "way_back": "labels"},
     "by their volume": {"post_processing": PostProcessing(smallest_ml=1)},
     "interactive": {"task": "interactive"},

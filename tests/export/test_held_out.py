@@ -166,6 +166,18 @@ def test_a_label_that_nobody_holds_is_no_loss_and_one_made_up_is(recipe: Recipe)
     assert (ball.value, rod.value) == (0, 1)  # over the cases that hold it
 
 
+def test_a_speck_that_vanishes_pays_for_no_other_case(recipe: Recipe) -> None:
+    """Dice of a label that the reference lacks is 1 or 0: a gain of 1 would hide what is lost where it is."""
+    tally = _Tally(opened(recipe))
+    nothing = np.zeros((4, 4, 4), np.uint8)
+    speck, whole, half = nothing.copy(), nothing.copy(), nothing.copy()
+    speck[0, 0, 0] = whole[0] = half[0, :2] = 2
+    tally.add(nothing, speck, nothing)
+    tally.add(whole, whole, half)
+    _, rod, *_ = tally.gates(0.005, 1e-3, "here")
+    assert rod.value == pytest.approx((0 + 1 / 3) / 2) and not rod.passed
+
+
 def taught(run: Path, data: Dataset) -> Path:
     """The run after some steps on the first case: classes of chance would change with any rounding."""
     trained = read_trained(run)

@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "nonzero of the image's own values": (before("NormalizeIntensity", nonzero=True), "keeps what is negative"),
     "nonzero behind a window that does not clip": (masked(0, clip=False), "keeps what is negative"),
     "nonzero behind a window from below 0": (masked(0, b_min=-1), "keeps what is negative"),
-    "nonzero behind a window that falls": (masked(300), "keeps what is negative"),
+    "nonzero behind a window that falls": (masked(300), "a window begins below its end, not 300 to 200"),
     "network of wrong types": (lambda c: c["network_def"].update(channels={"a": 1}), "UNet cannot be built"),
     "after a mask": (
         lambda c: c["preprocessing"]["transforms"].__setitem__(
@@ -256,7 +256,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda c: c["preprocessing"]["transforms"].insert(3, {"_target_": "ScaleIntensityd", "keys": "image"}),
         "before and after Spacing",
     ),
-    "spacing of three values": (lambda c: c.update(spacing=[1.5, 1.5]), "not enough values to unpack"),
+    "spacing of three values": (lambda c: c.update(spacing=[1.5, 1.5]), "three lengths in mm, not [1.5, 1.5]"),
+    "spacing that is to be kept": (
+        lambda c: c.update(spacing=[1.5, 1.5, -1]),
+        "three lengths in mm, not [1.5, 1.5, -1]",
+    ),
+    "no spacing at all": (lambda c: c.update(spacing=[1.5, 1.5, 0]), "three lengths in mm"),
     "absurd window": (lambda c: c["inferer"].update(roi_size=[16, 16, 15]), "does not answer one tensor of logits"),
     "overlap": (lambda c: c["inferer"].update(overlap=1.5), "overlap: Input should be less than 1"),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hilum_nnunet import NORMAL, RESIDUAL, architecture, dataset, make_results, plans, write_case
+from hilum_nnunet import NORMAL, RESIDUAL, architecture, dataset, make_results, plans, write_case, write_scene
 
 from hilum_export import imported, nnunet_import
 from hilum_export.imported import Foreign, ImportRefusedError, Judge, compare
@@ -139,6 +139,38 @@ def test_other_plans_give_nnunets_mask_too(name: str, tmp_path: Path, monkeypatc
     foreign = read_results(make_results(tmp_path, monkeypatch, plan, data))
     images = write_case(tmp_path, affine, channels=len(data["channel_names"]), skull=name == "inside a mask")
     assert agrees(foreign, images)
+
+
+NNUNETS = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+LATER: dict[str, tuple[list[float], dict[str, Any], Any]] = {
+    "another axis is coarse than the model's": ([3.6, 0.9, 0.9], {}, ((16, 64, 64), (3.6, 0.9, 0.9), (0, 0, 0))),
+    "an axis apart by order": ([2.0, 0.9, 0.9], {"force_separate_z": True}, ((29, 64, 64), (2.0, 0.9, 0.9), (0, 0, 0))),
+    "the image by nearest voxel": ([1.2] * 3, {"order": 0}, ((46, 46, 46), (1.25, 1.25, 1.25), (0, 0, 0))),
+    "between slices after their splines": (
+        [1.2] * 3,
+        {"order_z": 1},
+        ((46, 46, 14), (1.25, 1.25, 4.0), (0, 0, 0)),
+    ),
+    "oblique, three times as coarse and not more": ([2.0, 1.0, 1.0], {}, ((46, 46, 15), (1.0, 1.0, 3.0), (12, 7, -4))),
+    "a sample halfway between two planes": ([1.0, 1.0, 1.0], {}, ((46, 46, 20), (1.0, 1.0, 3.85), (0, 0, 0))),
+}
+"""Spacing of the plans, how they resample, and an image that nnU-Net treats otherwise: (shape, mm, degrees)."""
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_images_that_are_treated_otherwise_give_nnunets_mask_too(name: str, changed: Path, tmp_path: Path) -> None:
+    """The case that an import is compared on need not show them, so that not one voxel may differ here."""
+    spacing, resampling, (shape, have, turned) = LATER[name]
+    rules = {
+        "spacing": spacing,
+        "resampling_fn_data_kwargs": NNUNETS | resampling,
+        "resampling_fn_probabilities_kwargs": NNUNETS | resampling | {"order": 1},
+    }
+    edit(changed, "plans.json", lambda plan: plan["configurations"]["3d_fullres"].update(rules))
+    foreign = read_results(changed)
+    images = write_scene(tmp_path / "case_0000.nii.gz", shape, have, turned)
+    exact = dataclasses.replace(foreign, judges=foreign.judges[1:])
+    assert compare(exact, images)[-1].dice == {"liver": 1.0, "spleen": 1.0}
 
 
 def test_regions_are_painted_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

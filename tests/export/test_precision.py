@@ -163,6 +163,75 @@ def test_int8_answers_alike_on_processors_without_vnni(tmp_path: Path) -> None:
         assert difference(runtime(tmp_path / "int8.onnx", windows)["logits"], truth, truth) < 0.02
 
 
+def test_the_length_of_a_vector_is_computed_in_fp32(tmp_path: Path) -> None:
+    """torch computes a norm of vectors as one operator; in FP16 its squares would exceed 65,504 from 256 on."""
+    from onnx.reference import ReferenceEvaluator
+
+    image = np.full((1, 4, 2, 2, 2), 300, np.float32)
+    nodes = [
+        helper.make_node("Relu", ["image"], ["seen"]),
+        helper.make_node("ReduceL2", ["seen", "axis"], ["sum"]),
+        helper.make_node("Div", ["seen", "sum"], ["logits"]),
+    ]
+    sizes: list[Any] = ["batch", 4, 2, 2, 2]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("image", "logits")]
+    axis = numpy_helper.from_array(np.array([1], np.int64), "axis")
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [axis])
+    full = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(full, tmp_path / "full.onnx")
+    to_half(tmp_path / "full.onnx", tmp_path / "half.onnx")
+    assert structure(tmp_path / "half.onnx", 1, "fp16").audit["norms"] == {"FLOAT": 1}
+    (answer,) = ReferenceEvaluator(onnx.load(tmp_path / "half.onnx")).run(None, {"image": image})
+    np.testing.assert_allclose(answer, 0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["grouped", "matrix"])
+def test_int8_of_other_layers_stays_within_bounds_too(tmp_path: Path, kind: str) -> None:
+    """NNCF leaves grouped convolutions at full range."""
+    rng = np.random.default_rng(0)
+    image: list[Any] = ["batch", 32, 8, 8, 8]
+    first = numpy_helper.from_array(np.full((32, 32, 1, 1, 1), 1 / 32, np.float32), "first")
+    if kind == "grouped":
+        second = rng.uniform(0.5, 1, (32, 8, 3, 3, 3)).astype(np.float32) / 216
+        node = helper.make_node("Conv", ["middle", "second"], ["logits"], kernel_shape=[3] * 3, pads=[1] * 6, group=4)
+    else:
+        second = rng.uniform(0.5, 1, (8, 8)).astype(np.float32) / 8
+        node = helper.make_node("MatMul", ["middle", "second"], ["logits"])
+    nodes = [helper.make_node("Conv", ["image", "first"], ["middle"], kernel_shape=[1] * 3), node]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, image) for name in ("image", "logits")]
+    weights = [first, numpy_helper.from_array(second, "second")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    full = tmp_path / "full.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), full)
+    windows = rng.uniform(0.5, 1.0, (2, 32, 8, 8, 8)).astype(np.float32)
+    to_int8(full, tmp_path / "int8.onnx", [windows[:1], windows[1:]])
+    stored = [numpy_helper.to_array(each) for each in onnx.load(tmp_path / "int8.onnx").graph.initializer]
+    kernels = [each for each in stored if each.dtype == np.int8 and each.ndim > 1]
+    assert len(kernels) == 2 and all(50 < np.abs(each.astype(int)).max() <= 64 for each in kernels)
+    assert all(gate.passed for gate in structure(tmp_path / "int8.onnx", 2, "int8").gates)
+    truth = onnxruntime(full, windows)["logits"]
+    for runtime in (onnxruntime, openvino):
+        assert difference(runtime(tmp_path / "int8.onnx", windows)["logits"], truth, truth) < 0.03
+
+
+def test_int8_weights_of_a_matrix_are_looked_at(tmp_path: Path) -> None:
+    weights = [
+        numpy_helper.from_array(np.full((4, 4), 127, np.int8), "matrix"),
+        numpy_helper.from_array(np.float32(1), "scale"),
+    ]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["matrix", "scale"], ["weights"]),
+        helper.make_node("MatMul", ["image", "weights"], ["logits"]),
+    ]
+    sizes: list[Any] = ["batch", 1, 4, 4, 4]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("image", "logits")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    failed = [gate.name for gate in structure(tmp_path / "m.onnx", 1, "int8").gates if not gate.passed]
+    assert failed == ["weights that overflow on processors without VNNI"]
+
+
 @pytest.mark.parametrize(("weight", "kind", "beyond"), [(64, np.int8, 0), (-65, np.int8, 1), (193, np.uint8, 1)])
 def test_int8_weights_that_some_processors_cannot_add_are_found(
     tmp_path: Path, weight: int, kind: type[np.integer[Any]], beyond: int

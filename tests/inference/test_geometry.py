@@ -121,6 +121,30 @@ def test_a_tie_goes_to_the_higher_voxel_whatever_the_rounding_of_its_position() 
             np.testing.assert_array_equal(mapping.nearest, np.minimum(exact, n - 1))
 
 
+def test_between_edges_a_tie_goes_where_scipy_lets_it_go() -> None:
+    """nnU-Net reads nearest planes with it; the rounding of a position decides ties."""
+    from scipy.ndimage import map_coordinates
+
+    for n in range(10, 60, 3):
+        for m in range(10, 200, 3):
+            places = n / m * (np.arange(m) + 0.5) - 0.5
+            expected = map_coordinates(np.arange(n, dtype=float), [places], order=0, mode="nearest")
+            there = AxisMap.between_edges(n, m, 0)
+            np.testing.assert_array_equal(there.nearest, expected)
+            np.testing.assert_array_equal(AxisMap.between_edges(m, n, 0).inverse(0).nearest, expected)
+
+
+def test_a_spacing_that_a_header_states_counts_where_the_affine_agrees() -> None:
+    from hilum_inference.io import placed
+
+    turned = np.eye(4)
+    turned[:3, :3] = [[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 3.0000002]]
+    rule = Geometry(spacing=(1, 1, 1), order=3, separate_z="auto", align="edges")
+    grids = [placed((8, 8, 8), turned, spacing) for spacing in (None, (1.0, 1.0, 3.0), (1.0, 1.0, 3.5))]
+    assert [grid.stated for grid in grids] == [None, (1.0, 1.0, 3.0), None]
+    assert [[m.order for m in fit(grid, rule).maps] for grid in grids] == [[3, 3, 0], [3, 3, 3], [3, 3, 0]]
+
+
 def test_separate_z_is_nnunets_rule() -> None:
     thick = Grid((64, 64, 20), np.diag([1, 1, 5.0, 1]))
     rule = Geometry(spacing=(1, 1, 5), order=3, separate_z="auto")

@@ -59,10 +59,16 @@ def test_the_network_behind_a_configuration() -> None:
     named = 'parameters { key: "hilum_network" value { string_value: "%s" } }'
     assert config("") == "model.onnx"
     assert config('default_model_filename: "a.onnx"') == "a.onnx"
-    assert config('default_model_filename: "model.plan" ' + named % "b.onnx") == "b.onnx"
+    for made in ('backend: "tensorrt" default_model_filename: "model.plan" ', 'backend: "python" '):
+        assert config(made + named % "b.onnx") == "b.onnx"
+    assert config('default_model_filename: "b.onnx" ' + named % "b.onnx") == "b.onnx"
+    for loads in ('default_model_filename: "a.onnx" ', 'backend: "onnxruntime" '):
+        with pytest.raises(ModelError, match=r"Triton load (a|model)\.onnx, but names b\.onnx") as caught:
+            config(loads + named % "b.onnx")
+        assert caught.value.code == "bad_config"
     for name in ("../b.onnx", "/b.onnx", "2/b.onnx", ".."):
         with pytest.raises(ModelError, match="must be a file of the version's folder") as caught:
-            config(named % name)
+            config('backend: "python" ' + named % name)
         assert caught.value.code == "bad_config"
 
 

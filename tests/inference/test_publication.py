@@ -509,7 +509,11 @@ def config_of(described: Manifest, **parameters: str) -> str:
         ({"model.onnx": b""}, {"a": "name {"}, r"config\.pbtxt"),
         (
             {"model.onnx": b""},
-            {"a": config_of(manifest(), network="model.onnx") + 'default_model_filename: "model.py"'},
+            {
+                "a": config_of(manifest(), network="model.onnx")
+                .replace('default_model_filename: "model.onnx"', 'default_model_filename: "model.py"')
+                .replace("onnxruntime", "python")
+            },
             "a needs model.py",
         ),
     ],

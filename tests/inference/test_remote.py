@@ -44,6 +44,16 @@ def test_a_model_of_somebody_else_is_refused() -> None:
         _described(triton.ModelConfig(name="tiny"), "tiny", 1)
 
 
+def test_a_network_that_triton_does_not_load_is_refused() -> None:
+    served = config("onnxruntime-fp32")
+    served.default_model_filename = "other.onnx"
+    with pytest.raises(ModelError, match=r"has Triton load other\.onnx, but names model\.onnx") as caught:
+        _described(served, "tiny", 1)
+    assert caught.value.code == "bad_config"
+    served.backend = "python"
+    assert _described(served, "tiny", 1).name == "tiny"
+
+
 def test_a_folder_that_holds_what_is_served_in_that_variant_gives_the_files(tmp_path: Path) -> None:
     text = config_text(manifest(), "python-fp32", "model.onnx", b"weights")
     default = config_text(manifest(), weights=b"weights")

@@ -155,6 +155,25 @@ def blobs(shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[Image,
     return image.astype(np.float32), where.astype(np.float32)
 
 
+def write_scene(
+    path: Path, shape: tuple[int, int, int], spacing: tuple[float, float, float], turned: tuple[float, float, float]
+) -> list[Path]:
+    """The same two ellipsoids, in mm, on any grid, turned about each axis by degrees."""
+    import nibabel
+    from scipy.spatial.transform import Rotation
+
+    places = np.stack(
+        np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1
+    )
+    image = np.random.default_rng(5).normal(0, 8, shape) + 1
+    for value, centre, radii in ((100, (20, 20, 24), (12, 10, 10)), (180, (33, 30, 34), (9, 11, 9))):
+        image[(((places - centre) / radii) ** 2).sum(-1) < 1] = value
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", turned, degrees=True).as_matrix() @ np.diag(spacing)
+    nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), affine), path)
+    return [path]
+
+
 def write_case(folder: Path, affine: Any, *, channels: int = 1, skull: bool = False) -> list[Path]:
     """A case as nnU-Net names its files, 30 x 26 x 22 voxels; the other channels are noise.
 

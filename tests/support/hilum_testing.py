@@ -117,6 +117,7 @@ def config_text(described: Manifest, variant: str = "", network: str = "", weigh
     tensors = [("input", "image", len(described.channels)), *(("output", *output) for output in outputs)]
     return (
         f'name: "{described.name}"\nbackend: "onnxruntime"\nmax_batch_size: 4\n'
+        + (f'default_model_filename: "{network}"\n' if network else "")
         + "".join(f'{kind} {{ name: "{n}" data_type: TYPE_FP32 dims: [ {c}, {size} ] }}\n' for kind, n, c in tensors)
         + f'parameters {{ key: "hilum_manifest" value {{ string_value: "{text}" }} }}\n'
         + "".join(

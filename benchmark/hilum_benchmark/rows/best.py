@@ -52,6 +52,8 @@ SETTINGS = {
     "overlap 0.25": Setting(overlap=0.25),
     "all together": Setting(int8=True, crop=True, overlap=0.25),
 }
+AS_PUBLISHED = "body crop"
+"""What the demo model's own manifest says, and its card was scored with."""
 
 
 def _shipped() -> Model:
@@ -207,11 +209,11 @@ def _figures(rounds: Rounds) -> list[Figure]:
                 means = [sum(each) / len(each) for each in lost]
                 figures += at_most(means, f"{what}, mean of labels", DICE_LOSS, "of 1")
                 figures += at_most([max(each) for each in lost], f"{what}, label that loses most", DICE_LOSS, "of 1")
-        lost = _losses(rounds, peer.contender, f"{scan}/all together")
-        means = [sum(each) / len(each) for each in lost]
-        figures += at_most(
-            means, f"{scan} scan, all together: Dice lost against nnU-Net, mean of labels", DICE_LOSS, "of 1"
-        )
+        what = f"{scan} scan, all together: Dice lost against"
+        most = [max(each) for each in _losses(rounds, f"{scan}/{AS_PUBLISHED}", f"{scan}/all together")]
+        figures += at_most(most, f"{what} the model as published, label that loses most", DICE_LOSS, "of 1")
+        means = [sum(each) / len(each) for each in _losses(rounds, peer.contender, f"{scan}/all together")]
+        figures += at_most(means, f"{what} nnU-Net, mean of labels", DICE_LOSS, "of 1")
         whole = f"demo model, file to file, {scan} scan: INT8"
         figures += times_less(rounds, whole, Metric(f"{scan}/INT8", "cpu_s"), plain, 2.0)
     return figures
