@@ -22,8 +22,8 @@ class ModelInfo:
 
     ``spacing`` (mm) and ``window`` (voxels) are the network's; they and ``manifest`` are only known where one model was
     asked for by name, or in this process. ``variant`` is the one that is served, ``variants`` are all that the version
-    has; ``dice_gate`` is ``passed``, ``on-training-cases``, ``skipped``, or None: made
-    before there was one.
+    has; ``dice_gate`` is ``passed``, ``on-training-cases``, ``compared`` (with the mask of the library that it was
+    imported from), ``skipped``, or None: made before there was one.
     """
 
     name: str

@@ -94,6 +94,10 @@ class InProcess:
         """The models that ``models`` left out: name -> why."""
         return dict(self._local.refused())
 
+    def refused_variants(self) -> dict[str, dict[str, str]]:
+        """The variants that cannot be used, of each model: name -> variant -> why."""
+        return {name: dict(variants) for name, variants in self._local.refused_variants().items()}
+
     def segment(self, image: Input, *, model: str | None, out: Path, progress: Progress | None) -> Result:
         """Segment one image into a file."""
         done = self._local.segment(image, model=model, out=out, progress=progress)

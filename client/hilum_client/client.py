@@ -14,7 +14,7 @@ import httpx
 from hilum_client import wire
 from hilum_client.answers import Job, ModelInfo, Result, VolumeInfo
 from hilum_client.steps import Call, Pause, Retry, Step, Steps
-from hilum_client.verbs import Order, Verbs, jobs_of, models_of
+from hilum_client.verbs import Order, Verbs, jobs_of, models_of, refused_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -71,6 +71,10 @@ class Client:
     def models(self) -> list[ModelInfo]:
         """All models of the server."""
         return self._run(self._verbs.get("/models", models_of))
+
+    def refused(self) -> dict[str, str]:
+        """The models that the server cannot use: name -> why."""
+        return self._run(self._verbs.get("/models", refused_of))
 
     def model(self, name: str) -> ModelInfo:
         """One model, with its manifest."""
@@ -210,6 +214,10 @@ class AsyncClient:
     async def models(self) -> list[ModelInfo]:
         """All models of the server."""
         return await self._run(self._verbs.get("/models", models_of))
+
+    async def refused(self) -> dict[str, str]:
+        """As ``Client.refused``."""
+        return await self._run(self._verbs.get("/models", refused_of))
 
     async def model(self, name: str) -> ModelInfo:
         """One model, with its manifest."""

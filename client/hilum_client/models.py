@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hilum_client.backend import Where, open_backend, repositories
+from hilum_client.backend import InProcess, Where, open_backend, repositories
 from hilum_client.errors import InputError
 from hilum_client.extras import load
 from hilum_client.options import AsJson, Key, Repository, Server, application
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hilum_client.answers import ModelInfo
 
 SHOWN_LABELS: Final = 8
+LABELS: Final = "labels"
+TITLES: Final = ("name", "version", LABELS, "spacing, mm", "window", "Dice gate", "digest")
+GAP: Final = 2
+WIDE: Final = 200
+"""Characters of a line where nobody looks at a terminal."""
 
 app = application("List models, or roll one back to its earlier version.", invoke_without_command=True)
 
@@ -33,24 +40,42 @@ def list_models(
     """List the models of this machine or of a server."""
     if context.invoked_subcommand is not None:
         return
-    models = found(Where(server, key, tuple(repository or ())))
+    listed = found(Where(server, key, tuple(repository or ())))
+    for name, why in listed.refused.items():
+        typer.echo(f"{name} cannot be used: {why}", err=True)
     if as_json:
-        typer.echo(json.dumps([without_manifest(model) for model in models], indent=2))
+        typer.echo(json.dumps([without_manifest(model) for model in listed.models], indent=2))
         return
+    if listed.models:
+        show(listed.models)
+    for model in listed.models:
+        if model.variants:
+            typer.echo(sentence(model))
+
+
+def show(models: list[ModelInfo]) -> None:
+    """Print the table; on a narrow terminal labels are folded, and nothing is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("name", "version", "labels", "spacing, mm", "window", "Dice gate", "digest"):
-        table.add_column(title, no_wrap=title != "labels", overflow="fold")
-    for model in models:
-        table.add_row(*(Text(cell) for cell in cells(model)))
+    rows = [TITLES, *map(cells, models)]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for title in TITLES:
+        table.add_column(title, no_wrap=title != LABELS, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    columns = list(zip(*rows, strict=True))
+    least = sum(needed(column) + GAP for column in columns)
     console = Console()
+    console.width = max(console.width if console.is_terminal else WIDE, least)
     console.print(table)
-    for model in models:
-        if model.variants:
-            console.print(sentence(model), highlight=False, soft_wrap=True, markup=False)
+
+
+def needed(column: Sequence[str]) -> int:
+    """Characters that a column needs at least: its longest cell, or of labels the longest word."""
+    parts = [word for cell in column for word in cell.split()] if column[0] == LABELS else column
+    return max(map(len, parts), default=0)
 
 
 @app.command("rollback", epilog="Example: hilum models rollback abdomen --repository ./model_repository")
@@ -64,17 +89,31 @@ def rollback(
     typer.echo(f"{name} is served as version {version} now.")
 
 
-def found(where: Where) -> list[ModelInfo]:
-    """All models of a back-end with their spacing and window."""
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What a back-end has: models with their spacing and window, and why others, or variants, cannot be used."""
+
+    models: list[ModelInfo]
+    refused: dict[str, str]
+
+
+def found(where: Where) -> Listed:
+    """All models of a back-end, those that it refuses, too."""
     with open_backend(where, "hilum models") as backend:
         models = backend.models()
-        if where.server is None:
-            return models
+        if isinstance(backend, InProcess):
+            refused, broken = backend.refused(), backend.refused_variants()
+            whole = [
+                dataclasses.replace(model, variants=tuple(v for v in model.variants if v not in broken[model.name]))
+                for model in models
+            ]
+            each = {f"{name} as {v}": why for name, variants in broken.items() for v, why in variants.items()}
+            return Listed(whole, refused | each)
         from hilum_client.client import Client
 
         if not isinstance(backend, Client):
-            return models
-        return [backend.model(model.name) for model in models]
+            return Listed(models, {})
+        return Listed([backend.model(model.name) for model in models], backend.refused())
 
 
 def home(name: str, folders: list[Path]) -> Path:

@@ -282,6 +282,11 @@ def understood(take: Callable[[Any], T], data: Any) -> T:
         ) from error
 
 
+def refused_of(data: Any) -> dict[str, str]:
+    """The models that a server refuses: name -> why."""
+    return {str(name): str(why) for name, why in data.get("broken", {}).items()}
+
+
 def models_of(data: Any) -> list[ModelInfo]:
     """The entries of ``GET /api/models``."""
     return [ModelInfo.from_json(entry) for entry in data["models"]]

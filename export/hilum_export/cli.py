@@ -63,6 +63,8 @@ def export(
         wishes = Wishes(tuple(chosen), data, not no_dice_gate, bundle, wire.value, _signer(sign), say)
         done = publish(run, repository, None, wishes)
     show_published(done)
+    if bundle is not None:
+        typer.echo(f"MONAI Bundle: {bundle}", err=True)
     if no_dice_gate:
         typer.echo("No case was segmented with it: hilum models shows that.", err=True)
 

@@ -51,6 +51,7 @@ class Wishes:
         finish: sees the complete version before anybody else does, such as to sign it.
         report: hears what is being done.
         real: windows (N, C, D, H, W) as the network sees them, for the check for overflow where ``data`` is None.
+        compared: whether another library's mask with the same network has decided already; written into the manifest.
     """
 
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
@@ -61,6 +62,7 @@ class Wishes:
     finish: Callable[[Path], None] | None = None
     report: Callable[[str], None] = lambda _: None
     real: Windows | None = None
+    compared: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,9 @@ def _judged(own: Opened, trained: Trained, files: Sequence[Checked], kept: Kept,
 def _published(
     repository: Path, trained: Trained, files: Sequence[Checked], kept: Kept | None, wishes: Wishes
 ) -> Exported:
-    state = "skipped" if kept is None or not wishes.dice_gate else "passed" if kept.held_out else "on-training-cases"
+    state = "compared" if wishes.compared else "skipped"
+    if kept is not None and wishes.dice_gate:
+        state = "passed" if kept.held_out else "on-training-cases"
     provenance = trained.manifest.provenance.model_copy(update={"dice_gate": state})
     trained = replace(trained, manifest=trained.manifest.model_copy(update={"provenance": provenance}))
     passed = [file for file in files if file.passed]

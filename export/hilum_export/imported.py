@@ -29,7 +29,7 @@ from hilum_export.errors import ExportError
 from hilum_export.export import REAL_VOXELS, REAL_WINDOWS, Exported, Wishes, export
 from hilum_export.held_out import windows_of
 from hilum_inference.head import Labels
-from hilum_inference.io import read_volume, stack_channels
+from hilum_inference.io import read_volume, stack_channels, write_volume
 from hilum_inference.manifest import Manifest
 from hilum_inference.pipeline import Segmenter
 from hilum_inference.repository import Model
@@ -118,8 +118,10 @@ def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -
         InputError: the case cannot be read, or has other channels.
         ExportError: as ``export``.
     """
-    volume = stack_channels([read_volume(path) for path in images])
-    tried = compare(foreign, images, volume)
+    with tempfile.TemporaryDirectory() as folder:
+        images = _as_nifti(images, Path(folder))
+        volume = stack_channels([read_volume(path) for path in images])
+        tried = compare(foreign, images, volume)
     size = foreign.manifest.windows.size
     count = max(1, min(REAL_WINDOWS, REAL_VOXELS // math.prod(size)))
     architecture = OwnNetwork(name=f"{foreign.origin['from']} {foreign.origin['network']}")
@@ -128,14 +130,24 @@ def publish_import(foreign: Foreign, images: Sequence[Path], repository: Path) -
         run = Path(folder) / "run"
         write_trained(run, trained)
         try:
-            # The case that both libraries segmented has decided already.
-            wishes = Wishes(dice_gate=False, real=windows_of(volume, foreign.manifest, count))
+            wishes = Wishes(dice_gate=False, compared=True, real=windows_of(volume, foreign.manifest, count))
             return export(run, repository, copy.deepcopy(foreign.network), wishes), tried[-1]
         except torch.onnx.errors.OnnxExporterError as error:
             raise ImportRefusedError(
                 f"The network {foreign.origin['network']} cannot be written as ONNX for windows of {size}: "
                 f"{first_line(error)}"
             ) from error
+
+
+def _as_nifti(images: Sequence[Path], folder: Path) -> list[Path]:
+    """The same images in files that every library reads, on one grid: each has its own order of a series' slices."""
+    found = []
+    for n, image in enumerate(images):
+        found.append(image)
+        if not image.name.endswith((".nii", ".nii.gz")):
+            found[-1] = folder / f"case_{n:04}.nii.gz"
+            write_volume(found[-1], read_volume(image))
+    return found
 
 
 def compare(foreign: Foreign, images: Sequence[Path], volume: Volume | None = None) -> tuple[Agreement, ...]:

@@ -94,7 +94,9 @@ def _fold_files(folder: Path, folds: Sequence[str]) -> list[Path]:
     names = [f"fold_{fold}" for fold in folds]
     if not names:
         names = sorted(path.name for path in folder.glob("fold_*") if path.is_dir() and path.name != "fold_all")
-        names = names or ["fold_all"]
+        names = names or ["fold_all"] * (folder / "fold_all").is_dir()
+        if not names:
+            raise ImportRefusedError(f"{folder.name} has no folder of a fold, such as fold_0 or fold_all.")
     found = []
     for name in names:
         there = [file for file in CHECKPOINTS if (folder / name / file).is_file()]

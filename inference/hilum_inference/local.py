@@ -71,6 +71,13 @@ class LocalClient:
         """The models that ``models`` left out, and why: name -> sentence."""
         return dict(self._repository.broken)
 
+    def refused_variants(self) -> dict[str, dict[str, str]]:
+        """Of the models that can be used, the variants that cannot, and why: name -> variant -> sentence.
+
+        Each network is read once, to see whether it is the one that was exported.
+        """
+        return {model.name: self._repository.broken_variants(model) for model in self._repository.models()}
+
     def segment(
         self,
         image: Image,

@@ -300,7 +300,7 @@ class Provenance(_Part):
     created: str = ""
     software: dict[str, str] = Field(default_factory=dict)
     licence: str = ""
-    dice_gate: Literal["passed", "on-training-cases", "skipped"] | None = None
+    dice_gate: Literal["passed", "on-training-cases", "compared", "skipped"] | None = None
 
 
 class Manifest(_Part):

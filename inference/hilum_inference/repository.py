@@ -138,6 +138,16 @@ class Repository:
             raise UnknownModelError(f"Model {name} has no version {version}; it has {', '.join(map(str, known))}.")
         return self._load(folder, known[-1] if version is None else version, variant)
 
+    def broken_variants(self, model: Model) -> dict[str, str]:
+        """Variants of a model whose files are missing or were changed, and why."""
+        found = {}
+        for variant in model.variants:
+            try:
+                self.model(model.name, model.version, variant)
+            except ModelError as error:
+                found[variant] = error.message
+        return found
+
     def _default_name(self) -> str:
         names = [m.name for m in self.models() if m.manifest.task == "segmentation"]
         if len(names) == 1:

@@ -43,9 +43,10 @@ def triton(
 
 
 def _serve(repository: Path, variant: str, folder: Path, port: int) -> None:
-    from hilum_inference.triton_dev import Environment, Launch, check_variant, free_ports, running
+    from hilum_inference.triton_dev import Environment, Launch, check_free, check_variant, free_ports, running
 
     check_variant(repository, variant)
+    check_free(port)
     environment = Environment(folder)
     if not environment.installed():
         typer.echo(f"Installing the server into {folder}; this takes a few minutes.")

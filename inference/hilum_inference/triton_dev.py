@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hilum_inference.errors import EngineError, ModelError
+from hilum_inference.layout import CONFIG, CONFIGS
 
 PYTHON = "3.11"
 """The stub of the python back-end belongs to one minor version of Python; this is the one that is used."""
@@ -57,6 +58,11 @@ class Environment:
         Raises:
             EngineError: no Python of that version, or the packages cannot be fetched.
         """
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "pyvenv.cfg").is_file():
+            raise EngineError(
+                f"{self.folder} holds something else than a Python environment; name a new folder.",
+                code="no_test_server",
+            )
         python = self._interpreter()
         pip = [str(self.folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         for command in ([python, "-m", "venv", str(self.folder)], [*pip, *REQUIREMENTS]):
@@ -82,7 +88,7 @@ class Launch:
         environment: where it is installed.
         repository: of models.
         scratch: a folder for its log and its back-end.
-        variant: of the models; one that lacks it is served by its default configuration.
+        variant: of the models.
         ports: of HTTP, gRPC and metrics.
         extra: more words of its command line.
     """
@@ -196,16 +202,29 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def check_variant(repository: Path, variant: str) -> None:
-    """Whether a repository holds anything that this server can run.
+    """Whether this server can run every model of a repository; where it cannot run one, it does not start.
 
     Raises:
-        ModelError: it does not.
+        ModelError: it cannot.
     """
-    if not any(repository.glob(f"*/configs/{variant}.pbtxt")):
-        known = sorted({path.stem for path in repository.glob("*/configs/python-*.pbtxt")})
+    if not repository.is_dir():
+        raise ModelError(f"There is no folder {repository}.", code="no_such_folder")
+    if (repository / CONFIG).is_file():
+        raise ModelError(f"{repository} is a model; name the folder that it lies in.", code="no_repository")
+    if not variant.startswith("python-"):
         raise ModelError(
-            f"No model in {repository} has a variant {variant!r} that the test server could run; there "
-            f"{'are ' + ', '.join(known) if known else 'is none: publish the model again with hilum export'}.",
+            f"The test server has the python back-end alone: it runs python-fp32 and python-int8, not {variant}.",
+            code="no_variant",
+        )
+    models = [path.parent for path in sorted(repository.glob(f"*/{CONFIG}"))]
+    lacking = [model for model in models if not (model / CONFIGS / f"{variant}.pbtxt").is_file()]
+    if not models or lacking:
+        known = [{path.stem for path in (model / CONFIGS).glob("python-*.pbtxt")} for model in models]
+        common = sorted(set.intersection(*known)) if known else []
+        every = f"all of them have {', '.join(common)}" if len(models) > 1 else f"there are {', '.join(common)}"
+        raise ModelError(
+            f"{', '.join(model.name for model in lacking) or 'No model'} in {repository} has no variant {variant!r}; "
+            f"{every if common else 'there is none that it could run: publish the model again with hilum export'}.",
             code="no_variant",
         )
 
@@ -226,6 +245,21 @@ def free_ports() -> tuple[int, int, int]:
     for s in sockets:
         s.close()
     return first, second, third
+
+
+def check_free(port: int) -> None:
+    """Refuse a port that somebody listens on; 0 is any.
+
+    Raises:
+        EngineError: somebody does.
+    """
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError as error:
+        raise EngineError(
+            f"Port {port} is taken ({error.strerror}); name another with --port, or 0 for a free one.",
+            code="port_taken",
+        ) from error
 
 
 def _check_libraries(stub: Path) -> None:

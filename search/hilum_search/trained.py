@@ -74,9 +74,17 @@ def read_trained(folder: Path, network: Network | None = None) -> Trained:
     manifest = parse_manifest((folder / MANIFEST).read_bytes())
     built = network or build(architecture, len(manifest.channels), manifest.classes)
     try:
-        built.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise DataError(f"The weights in {folder.name} do not fit the architecture: {error}") from error
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise DataError(f"{WEIGHTS} in {folder.name} is damaged: {error}") from error
+    try:
+        built.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise DataError(
+            f"The weights in {folder.name} do not fit its {ARCHITECTURE} and {MANIFEST}: {lines[0]}{more}"
+        ) from error
     return Trained(architecture, built.eval(), manifest, read_training(folder / TRAINING))
 
 

@@ -97,7 +97,7 @@ class ModelModel(_Body):
     digest: str
     variant: str = ""
     variants: list[str] = []
-    dice_gate: Literal["passed", "on-training-cases", "skipped"] | None = None
+    dice_gate: Literal["passed", "on-training-cases", "compared", "skipped"] | None = None
 
 
 class ModelWithManifest(ModelModel):

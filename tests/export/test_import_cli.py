@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hilum_bundle import SEGRESNET, config, make_bundle
+from hilum_dicom import write_series
 from hilum_nnunet import dataset, make_results, plans, write_case
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from hilum_export.import_cli import import_app
 from hilum_export.imported import SMALLEST_DICE
 from hilum_inference.errors import HilumError
 from hilum_inference.head import Labels
-from hilum_inference.io import read_volume
+from hilum_inference.io import read_volume, write_volume
 from hilum_inference.local import LocalClient
 from hilum_search.metrics import dice
 
@@ -80,6 +81,23 @@ def test_a_bundle_is_published_and_segments(tmp_path: Path, monkeypatch: pytest.
     assert done.model == "tiny-ct-segmentation"
     mask = read_volume(tmp_path / "mask.nii.gz").array[0]
     assert agree(mask, read_bundle(bundle).judges[0].answer([image]))
+
+
+@pytest.mark.parametrize("kind", ["series", "nrrd"])
+def test_a_case_that_is_no_nifti_is_compared_in_one_file(kind: str, tmp_path: Path) -> None:
+    """MONAI orders the slices of a series the other way round, and reads no NRRD without more packages."""
+    bundle = make_bundle(tmp_path / "tiny", config(SEGRESNET))
+    (image,) = write_case(tmp_path, AFFINE)
+    volume = read_volume(image)
+    case = tmp_path / ("case.nrrd" if kind == "nrrd" else "case")
+    if kind == "nrrd":
+        write_volume(case, volume)
+    else:
+        write_series(case, volume.array[0] + np.int16(1000), PixelSpacing=[1.25, 1.0])
+    told = invoke(bundle, "--repository", tmp_path / "models", "--image", case)
+    assert "liver: Dice 1.0" in told or "liver: Dice 0.999" in told
+    (model,) = LocalClient([tmp_path / "models"]).models()
+    assert model["dice_gate"] == "compared"
 
 
 def test_a_bundle_has_no_folds(tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ def test_a_missing_fold(changed: Path) -> None:
     shutil.rmtree(changed / "fold_1")
     assert read_results(changed).manifest.folds == 1
     shutil.rmtree(changed / "fold_0")
+    assert "no folder of a fold, such as fold_0 or fold_all" in refusal(changed)
+    (changed / "fold_all").mkdir()
     assert "no fold_all/checkpoint_final.pth" in refusal(changed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,12 +32,37 @@ def test_without_dev_it_names_the_image() -> None:
 
 def test_a_repository_without_such_a_variant_is_refused(tmp_path: Path) -> None:
     publish_tiny(tmp_path / "models", manifest())
-    with pytest.raises(ModelError, match="there is none: publish the model again"):
+    with pytest.raises(ModelError, match=r"tiny in .* there is none that it could run: publish the model again"):
         triton_dev.check_variant(tmp_path / "models", "python-fp32")
     triton_server.python_backed(tmp_path / "models", tmp_path / "served")
     triton_dev.check_variant(tmp_path / "served", "python-fp32")
     with pytest.raises(ModelError, match="there are python-fp32"):
         triton_dev.check_variant(tmp_path / "served", "python-int8")
+    publish_tiny(tmp_path / "served", manifest(name="other"))
+    with pytest.raises(ModelError, match=r"^other in .* has no variant 'python-fp32'; there is none"):
+        triton_dev.check_variant(tmp_path / "served", "python-fp32")
+
+
+def test_other_mistakes_are_told_before_anything_is_started(tmp_path: Path) -> None:
+    publish_tiny(tmp_path / "models", manifest())
+    wrong = {
+        "There is no folder": (tmp_path / "none", "python-fp32"),
+        "is a model; name the folder that it lies in": (tmp_path / "models" / "tiny", "python-fp32"),
+        "the python back-end alone.*not onnxruntime-fp16": (tmp_path / "models", "onnxruntime-fp16"),
+    }
+    for said, (repository, variant) in wrong.items():
+        with pytest.raises(ModelError, match=said):
+            triton_dev.check_variant(repository, variant)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EngineError, match=f"Port {port} is taken.*--port, or 0") as caught:
+            triton_dev.check_free(port)
+    assert caught.value.code == "port_taken"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(EngineError, match="something else than a Python environment"):
+        triton_dev.Environment(tmp_path / "mine").install()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
 def test_a_missing_python_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
