@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hilum_inference.errors import GeometryError
 from hilum_inference.manifest import Geometry
-from hilum_inference.volume import Grid
+from hilum_inference.volume import Affine, Grid
 
 SAME_POSITION = 1e-3
 """Two grids are one where no voxel centre is further than this from its partner, in voxels."""
@@ -24,6 +24,8 @@ SEPARATE_Z_RATIO = 3.0
 SPLINE_PAD = 12
 """Edge voxels repeated before the cubic spline is fitted, as scipy does for mode "nearest"."""
 NEGLIGIBLE = 1e-7
+CORNER_TOLERANCE = 1e-8
+"""Voxels, in MONAI's test whether a grid may keep its first voxel."""
 
 Index = NDArray[np.intp]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) of each axis
@@ -249,19 +251,48 @@ def fit(grid: Grid, geometry: Geometry, box: Box | None = None) -> ModelGrid:
     have = [stored[a] for a in axes]
     want = list(geometry.spacing or have)
     orders = _orders(geometry, geometry.order, have, want)
-    a, b, c = (_axis_map(n, h, w, o, edges) for n, h, w, o in zip(sizes, have, want, orders, strict=True))
+    if edges:  # halves are rounded as in nnU-Net's order
+        counts = [max(int(np.round(h / w * n)), 1) for n, h, w in zip(sizes, have, want, strict=True)]
+        a, b, c = (AxisMap.between_edges(n, count, o) for n, count, o in zip(sizes, counts, orders, strict=True))
+    else:
+        counts, centred = _counts(_box_affine(grid, axes, flipped, ends), sizes, want)
+        steps = [w / h for h, w in zip(have, want, strict=True)]
+        firsts = [n / 2 - s * m / 2 if centred else 0.0 for n, s, m in zip(sizes, steps, counts, strict=True)]
+        a, b, c = map(AxisMap, sizes, counts, steps, firsts, orders)
     # nnU-Net decides anew for the way back, and looks at the model's spacing first.
     orders = _orders(geometry, 1, want, have) if edges else [min(o, 1) for o in orders]
     x, y, z = (m.inverse(o) for m, o in zip((a, b, c), orders, strict=True))
     return ModelGrid(grid, axes, flipped, (ends[0], ends[1], ends[2]), (a, b, c), (x, y, z))
 
 
-def _axis_map(size: int, have: float, want: float, order: int, edges: bool) -> AxisMap:
-    if edges:
-        count = max(int(np.round(have / want * size)), 1)  # in nnU-Net's order, so that halves are rounded as there
-        return AxisMap.between_edges(size, count, order)
-    count = int(np.round(have * (1 / want) * (size - 1) + 1))  # in MONAI's order, for the same reason
-    return AxisMap(size, count, want / have, 0.0, order)
+def _box_affine(grid: Grid, axes: Sequence[int], flipped: Sequence[bool], box: Sequence[tuple[int, int]]) -> Affine:
+    """(4, 4) from voxels of the oriented and cropped array to the world."""
+    affine, first = np.eye(4), np.zeros(3)
+    for n, (axis, flip, (start, _)) in enumerate(zip(axes, flipped, box, strict=True)):
+        affine[:3, n] = -grid.affine[:3, axis] if flip else grid.affine[:3, axis]
+        first[axis] = grid.shape[axis] - 1 - start if flip else start
+    affine[:3, 3] = grid.affine[:3, :3] @ first + grid.affine[:3, 3]
+    return affine
+
+
+def _counts(affine: Affine, sizes: Sequence[int], want: Sequence[float]) -> tuple[list[int], bool]:
+    """Voxels along each axis as MONAI counts them, and whether the two grids share their centre, not the first voxel.
+
+    They do where no corner of the grid is the smallest in all three directions, within 1e-8 of a voxel, as happens with
+    oblique affines stored in float32 (``zoom_affine`` and ``compute_shape_offset`` of monai.data.utils). Halves
+    are rounded as there: the sums are made in its order.
+    """
+    turn = affine[:3, :3]
+    triangle = np.linalg.cholesky(turn.T @ turn).T
+    there = np.eye(4)
+    there[:3, :3] = turn @ np.linalg.inv(triangle) @ np.diag(np.sign(np.diag(triangle)) * np.asarray(want))
+    corners = np.asarray(np.meshgrid(*[(0.0, n - 1.0) for n in sizes], indexing="ij")).reshape(3, -1)
+    places = (np.linalg.solve(there, affine) @ np.concatenate((corners, np.ones_like(corners[:1]))))[:3]
+    counts = np.round(np.ptp(places, axis=1) + 1.0).astype(int)
+    least = (places[:, None, :] - places[:, :, None]).min(
+        axis=2
+    )  # (axes, corners): how far below that corner others lie
+    return counts.tolist(), not (np.abs(least) <= CORNER_TOLERANCE).all(axis=0).any()
 
 
 def _orders(geometry: Geometry, order: int, source: Sequence[float], target: Sequence[float]) -> list[int]:

@@ -65,8 +65,8 @@ class Geometry(_Part):
         order: interpolation of the image, 0 nearest, 1 linear, 3 cubic B-spline.
         separate_z: whether the axis of largest spacing is interpolated by ``order_z`` alone ("auto": where the
             largest spacing is more than 3 times the smallest, nnU-Net's rule).
-        align: ``first-voxel`` keeps the centre of voxel 0 in place (MONAI, ITK), ``edges`` keeps the outer faces
-            (nnU-Net, scikit-image).
+        align: ``first-voxel`` keeps the centre of voxel 0 in place (MONAI, ITK), or the middle of a grid that is
+            oblique (MONAI); ``edges`` keeps the outer faces (nnU-Net, scikit-image).
     """
 
     orientation: str = "RAS"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import itertools
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -143,6 +144,34 @@ def test_a_spacing_that_a_header_states_counts_where_the_affine_agrees() -> None
     grids = [placed((8, 8, 8), turned, spacing) for spacing in (None, (1.0, 1.0, 3.0), (1.0, 1.0, 3.5))]
     assert [grid.stated for grid in grids] == [None, (1.0, 1.0, 3.0), None]
     assert [[m.order for m in fit(grid, rule).maps] for grid in grids] == [[3, 3, 0], [3, 3, 3], [3, 3, 0]]
+
+
+@pytest.mark.parametrize("turned", [0.0, 1e-9, 1e-7, 1e-3, 0.26])
+def test_grids_lie_where_monai_puts_them(turned: float) -> None:
+    """MONAI keeps the first voxel where a corner of the grid allows it, and else the centre: oblique images mostly."""
+    monai = pytest.importorskip("monai.transforms")
+    torch = pytest.importorskip("torch")
+    from monai.data import MetaTensor
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(3)
+    spacings = ((1.5, 1.4, 2.0), (2.0, 2.0, 2.0))
+    for n in range(12):
+        affine = np.eye(4)
+        have = rng.uniform(0.8, 3, 3) if n % 2 else rng.choice([0.5, 0.7, 1.0, 1.25, 3.0], 3)  # halves of voxels, too
+        affine[:3, :3] = Rotation.from_rotvec(rng.uniform(-1, 1, 3) * turned).as_matrix() @ np.diag(have)
+        affine[:3, 3] = rng.uniform(-80, 80, 3)
+        affine = np.asarray(np.float32(affine), np.float64)
+        image = rng.normal(0, 1, (20, 24, 18)).astype(np.float32)
+        want = spacings[n % 2]
+        given = MetaTensor(torch.from_numpy(image[None]), affine=torch.from_numpy(affine))
+        expected = monai.Spacing(pixdim=want)(given)[0].numpy()
+        grid = fit(Grid((20, 24, 18), affine), Geometry(orientation="native", spacing=want))
+        found: Any = image
+        for axis in range(3):
+            found = grid.maps[axis].resample(found, axis)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_separate_z_is_nnunets_rule() -> None:
