@@ -247,7 +247,7 @@ def fit(grid: Grid, geometry: Geometry, box: Box | None = None) -> ModelGrid:
     ends = box or tuple((0, grid.shape[a]) for a in axes)
     sizes = [stop - start for start, stop in ends]
     edges = geometry.align == "edges"
-    stored = grid.stated or grid.spacing if edges else grid.spacing  # nnU-Net reads what the header states
+    stored = (edges and grid.stated) or grid.spacing  # nnU-Net reads what the header states
     have = [stored[a] for a in axes]
     want = list(geometry.spacing or have)
     orders = _orders(geometry, geometry.order, have, want)
@@ -278,9 +278,9 @@ def _box_affine(grid: Grid, axes: Sequence[int], flipped: Sequence[bool], box: S
 def _counts(affine: Affine, sizes: Sequence[int], want: Sequence[float]) -> tuple[list[int], bool]:
     """Voxels along each axis as MONAI counts them, and whether the two grids share their centre, not the first voxel.
 
-    They do where no corner of the grid is the smallest in all three directions, within 1e-8 of a voxel, as happens with
-    oblique affines stored in float32 (``zoom_affine`` and ``compute_shape_offset`` of monai.data.utils). Halves
-    are rounded as there: the sums are made in its order.
+    They do where no corner of the grid is the smallest in all three directions within CORNER_TOLERANCE, as happens with
+    oblique affines stored in float32 (``zoom_affine`` and ``compute_shape_offset`` of monai.data.utils). The sums are
+    made in its order, so that halves are rounded as there.
     """
     turn = affine[:3, :3]
     triangle = np.linalg.cholesky(turn.T @ turn).T
@@ -289,9 +289,7 @@ def _counts(affine: Affine, sizes: Sequence[int], want: Sequence[float]) -> tupl
     corners = np.asarray(np.meshgrid(*[(0.0, n - 1.0) for n in sizes], indexing="ij")).reshape(3, -1)
     places = (np.linalg.solve(there, affine) @ np.concatenate((corners, np.ones_like(corners[:1]))))[:3]
     counts = np.round(np.ptp(places, axis=1) + 1.0).astype(int)
-    least = (places[:, None, :] - places[:, :, None]).min(
-        axis=2
-    )  # (axes, corners): how far below that corner others lie
+    least = (places[:, None, :] - places[:, :, None]).min(axis=2)  # (axes, corners): the furthest below each corner
     return counts.tolist(), not (np.abs(least) <= CORNER_TOLERANCE).all(axis=0).any()
 
 
