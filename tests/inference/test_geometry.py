@@ -174,6 +174,18 @@ def test_grids_lie_where_monai_puts_them(turned: float) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SRP", "IAL"])
+def test_a_voxel_of_the_oriented_and_cropped_array_lies_where_it_was_stored(orientation: str) -> None:
+    affine = np.array([[0, -2, 0, 5], [3, 0, 0, 1], [0, 0, 1.5, 2], [0, 0, 0, 1.0]])
+    grid, box = Grid((6, 7, 5), affine), ((1, 4), (2, 5), (0, 3))
+    oriented = fit(grid, Geometry(orientation=orientation), box)
+    where = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"))  # each voxel's own stored index
+    there = geometry._box_affine(grid, oriented.axes, oriented.flipped, box)
+    for d, h, w in itertools.product(range(3), repeat=3):
+        stored = oriented.view(where)[:, d, h, w]
+        np.testing.assert_allclose((there @ [d, h, w, 1])[:3], (affine @ [*stored, 1])[:3])
+
+
 def test_separate_z_is_nnunets_rule() -> None:
     thick = Grid((64, 64, 20), np.diag([1, 1, 5.0, 1]))
     rule = Geometry(spacing=(1, 1, 5), order=3, separate_z="auto")
