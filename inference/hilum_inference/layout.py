@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -153,7 +154,13 @@ def network_name(config: Message, model: str) -> str:
     """
     loaded = str((config.get("default_model_filename") or [DEFAULT_NETWORK])[0])
     name = parameter(config, NETWORK_PARAMETER, model) or loaded
-    check_loaded(model, name, loaded, str((config.get("backend") or [""])[0]))
+    by_gpu = (each.get("value", []) for each in config.get("cc_model_filenames", []) if isinstance(each, dict))
+    check_loaded(
+        model,
+        name,
+        {loaded, *(str(file) for files in by_gpu for file in files)},
+        str((config.get("backend") or [""])[0]),
+    )
     if not is_plain(name):
         raise ModelError(
             f"The network of {model} must be a file of the version's folder, not {name!r}.", code="bad_config"
@@ -161,17 +168,24 @@ def network_name(config: Message, model: str) -> str:
     return name
 
 
-def check_loaded(model: str, named: str, loaded: str, backend: str) -> None:
+def check_loaded(model: str, named: str, loaded: Collection[str], backend: str) -> None:
     """Refuse a configuration whose network, which was checked, is not the file that ONNX Runtime would load.
 
     A plan is made of the network, and the python back-end's program reads the name.
 
+    Args:
+        model: its name.
+        named: the network that digests and checks are of.
+        loaded: what Triton loads: ``default_model_filename``, and ``cc_model_filenames`` on certain GPUs.
+        backend: Triton's.
+
     Raises:
         ModelError: it is not.
     """
-    if backend in ("", "onnxruntime") and named != loaded:
+    other = sorted(set(loaded) - {named})
+    if backend in ("", "onnxruntime") and other:
         raise ModelError(
-            f"The configuration of {model} has Triton load {loaded}, but names {named} as its network.",
+            f"The configuration of {model} has Triton load {other[0]}, but names {named} as its network.",
             code="bad_config",
         )
 

@@ -155,7 +155,8 @@ def _described(config: Any, name: str, version: int, wanted: str | None = None) 
     if manifest.digests.preprocessing and manifest.digests.preprocessing != preprocessing:
         raise ModelError(f"The manifest of version {version} was changed since export.", code="changed_manifest")
     loaded = config.default_model_filename or DEFAULT_NETWORK
-    check_loaded(name, parameter_of(config, NETWORK_PARAMETER) or loaded, loaded, config.backend)
+    files = {loaded, *config.cc_model_filenames.values()}
+    check_loaded(name, parameter_of(config, NETWORK_PARAMETER) or loaded, files, config.backend)
     variant = parameter_of(config, VARIANT_PARAMETER)
     if wanted is not None and variant != wanted:
         served = f"the variant {variant}" if variant else "a configuration without a variant's name"

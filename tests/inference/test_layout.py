@@ -62,7 +62,9 @@ def test_the_network_behind_a_configuration() -> None:
     for made in ('backend: "tensorrt" default_model_filename: "model.plan" ', 'backend: "python" '):
         assert config(made + named % "b.onnx") == "b.onnx"
     assert config('default_model_filename: "b.onnx" ' + named % "b.onnx") == "b.onnx"
-    for loads in ('default_model_filename: "a.onnx" ', 'backend: "onnxruntime" '):
+    on_a_gpu = 'default_model_filename: "b.onnx" cc_model_filenames { key: "8.9" value: "a.onnx" } '
+    assert config('backend: "tensorrt" ' + on_a_gpu + named % "b.onnx") == "b.onnx"
+    for loads in ('default_model_filename: "a.onnx" ', 'backend: "onnxruntime" ', on_a_gpu):
         with pytest.raises(ModelError, match=r"Triton load (a|model)\.onnx, but names b\.onnx") as caught:
             config(loads + named % "b.onnx")
         assert caught.value.code == "bad_config"

@@ -50,6 +50,11 @@ def test_a_network_that_triton_does_not_load_is_refused() -> None:
     with pytest.raises(ModelError, match=r"has Triton load other\.onnx, but names model\.onnx") as caught:
         _described(served, "tiny", 1)
     assert caught.value.code == "bad_config"
+    served.default_model_filename = "model.onnx"
+    assert _described(served, "tiny", 1).name == "tiny"
+    served.cc_model_filenames["8.9"] = "other.onnx"
+    with pytest.raises(ModelError, match=r"has Triton load other\.onnx"):
+        _described(served, "tiny", 1)
     served.backend = "python"
     assert _described(served, "tiny", 1).name == "tiny"
 
