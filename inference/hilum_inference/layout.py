@@ -155,12 +155,8 @@ def network_name(config: Message, model: str) -> str:
     loaded = str((config.get("default_model_filename") or [DEFAULT_NETWORK])[0])
     name = parameter(config, NETWORK_PARAMETER, model) or loaded
     by_gpu = (each.get("value", []) for each in config.get("cc_model_filenames", []) if isinstance(each, dict))
-    check_loaded(
-        model,
-        name,
-        {loaded, *(str(file) for files in by_gpu for file in files)},
-        str((config.get("backend") or [""])[0]),
-    )
+    files = {loaded, *(str(file) for given in by_gpu for file in given)}
+    check_loaded(model, name, files, str((config.get("backend") or [""])[0]))
     if not is_plain(name):
         raise ModelError(
             f"The network of {model} must be a file of the version's folder, not {name!r}.", code="bad_config"
