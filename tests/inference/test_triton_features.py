@@ -18,6 +18,7 @@ from hilum_testing import SIZE, manifest, publish_tiny
 
 from hilum_inference.engines import EngineSettings, open_engine
 from hilum_inference.engines.triton import How, TritonEngine
+from hilum_inference.engines.triton.engine import LOOK_SECONDS
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
 from hilum_inference.remote import RemoteRepository
 from hilum_inference.repository import Model
@@ -216,10 +217,12 @@ def test_a_model_that_is_exchanged_between_windows_spoils_the_job_and_not_the_ne
     config.write_text(text.replace('"python-fp32"', '"python-int8"'))
     try:
         load(client, "load", "other")
-        job.run(WINDOWS)
         with pytest.raises(ModelError, match="other files of the model") as caught:
             job.settle()
         assert caught.value.code == "model_changed"
+        time.sleep(LOOK_SECONDS)
+        with pytest.raises(ModelError, match="other files of the model"):
+            job.run(WINDOWS)  # it does not wait for the job's end: the first model may be back by then
         following = engine.for_job(False, lambda: False)
         assert following.precision == "python-int8"
         following.run(WINDOWS)

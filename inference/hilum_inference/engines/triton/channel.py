@@ -56,9 +56,6 @@ class Channel:
 
     Args:
         address: ``host:port`` of gRPC.
-
-    Attributes:
-        losses: how often the connection was not there; where it has not grown, the server is still the same.
     """
 
     def __init__(self, address: str) -> None:
@@ -72,13 +69,6 @@ class Channel:
         self._infer: Any = self._channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer", service_pb2.ModelInferRequest.SerializeToString, parsed
         )
-        self._up = grpc.ChannelConnectivity.READY
-        self.losses = 1
-        self._channel.subscribe(self._changed)
-
-    def _changed(self, state: Any) -> None:
-        if state is not self._up:
-            self.losses += 1
 
     def live(self) -> bool:
         """Whether a server answers."""

@@ -1,14 +1,16 @@
 """The engine that lets a Triton run the network, and outlives its restarts.
 
 A window is tried again only where the failure says nothing about it: no server, no answer in time, a server that was
-started anew. A refused one is not. What comes back is checked before it is used, and after every loss of the connection
-the engine looks whether the server still serves the very same model, so that no mask is made of two.
+started anew. A refused one is not. What comes back is checked before it is used. After every failure, and each half
+second while windows are computed, the engine looks whether the server still serves the very same model, so that no mask
+is made of two.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 import time
 import weakref
@@ -39,6 +41,8 @@ INTERACTIVE, BATCH = 1, 2
 """Priorities in Triton's queue; a model without levels ignores them."""
 CHANGED = "model_changed"
 BACK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+"""Between two looks at what the server serves: one takes 2 ms, and no server changes its model and back so fast."""
 TICK = 0.05
 """Seconds between two looks at whether a window is still wanted."""
 
@@ -104,7 +108,7 @@ class TritonEngine:
         self.in_flight = self._how.in_flight
         self._weights = weight_map(model.manifest.windows.size, model.manifest.windows.weights)
         self._lock = threading.Lock()
-        self._seen = 0
+        self._looked = self._lost = -math.inf
         self._identity = ""
         self._types: dict[str, str] = {}
         self._answered = 0.0
@@ -159,7 +163,7 @@ class TritonEngine:
         return self._channel.ready(self._model.manifest.name, self._model.version)
 
     def look(self, order: Order = ANYBODY) -> None:
-        """``_recognise``, also where the connection held: a server may load a model anew without losing it.
+        """``_recognise``, however short ago that was.
 
         Raises:
             EngineError: the server does not say what it serves now.
@@ -218,7 +222,7 @@ class TritonEngine:
         """
         if not failure.passes:
             raise failure.public() from failure
-        self._channel.losses += 1  # it may be another server by now
+        self._lost = time.monotonic()  # it may be another server by now
         if failure.kind == "region":
             self._regions.renew()
         while patience.lasts():
@@ -235,7 +239,7 @@ class TritonEngine:
         region = self._regions.take(windows.nbytes, expected.bytes)
         try:
             reply = self._wait(self._channel.infer(self._request(order, windows, expected, region)), order)
-            self._recognise(order)  # nothing, where the connection held meanwhile
+            self._recognise(order)
             return checked(reply, expected, region), region
         except BaseException:
             self._regions.drop(region)
@@ -300,21 +304,21 @@ class TritonEngine:
             call.cancel()  # nothing where it is done; else the server stops working on it
 
     def _recognise(self, order: Order = ANYBODY, anew: bool = False) -> None:
-        """After the connection was lost: see what the server serves now, and whether it is what the job began with.
+        """See what the server serves now, and whether it is what the job began with; nothing where that is known.
 
         Raises:
             CallError: it does not say.
             ModelError: it is another model.
         """
-        if anew or self._seen != self._channel.losses:
+        now = time.monotonic()
+        if anew or self._looked <= max(self._lost, now - LOOK_SECONDS):
             with self._lock:
-                losses = self._channel.losses
                 config = self._channel.config(self._model.manifest.name, self._model.version)
                 _check_same(config, self._model)
                 self._identity = _identity(config)
                 self._types = types_of(config)
                 self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
-                self._seen = losses
+                self._looked = now
         if order.identity not in (None, self._identity):
             raise ModelError("Triton serves other files of the model than at the start of the job.", code=CHANGED)
 
