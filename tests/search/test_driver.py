@@ -13,8 +13,8 @@ import pytest
 from hilum_cases import phantom
 
 from hilum_search import driver as drivers
-from hilum_search.c2fnas.fine import PATHS, FineSettings
 from hilum_search.c2fnas.run import SupernetJob, train_supernet
+from hilum_search.c2fnas.supernet_run import PATHS
 from hilum_search.children import Work
 from hilum_search.driver import Place, driving, noting, standing
 from hilum_search.errors import RecipeError
@@ -36,13 +36,13 @@ def work(recipe_text: str, tmp_path: Path) -> Work:
 
 def job(work: Work, steps: int = STEPS) -> SupernetJob:
     space = C2FNASSpace(2, 5, ("2d", "3d"), (0, 1, 0))
-    return SupernetJob(work, space, 0, FineSettings(steps, 1, 1, 0), os.getpid())
+    return SupernetJob(work, space, 0, steps, os.getpid())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_supernet_is_told_of_here_wherever_it_trains(work: Work, workers: int) -> None:
     seen: list[Stage] = []
-    with driving(work, job(work).settings, Place(workers), seen.append) as driver:
+    with driving(work, job(work).space, Place(workers), seen.append) as driver:
         driver.follow(train_supernet, job(work))
     assert (seen[-1].name, seen[-1].done, seen[-1].total) == ("supernet", STEPS, STEPS)
     assert json.loads((work.out / "status.json").read_text())["pid"] == os.getpid()
@@ -53,7 +53,7 @@ def test_a_supernet_is_told_of_here_wherever_it_trains(work: Work, workers: int)
 def test_what_goes_wrong_in_the_job_is_raised_here_and_leaves_no_thread(work: Work) -> None:
     before = threading.active_count()
     half = Work(work.recipe.with_training(precision="fp16"), work.data, work.out, "cpu")
-    with driving(work, job(work).settings, Place()) as driver, pytest.raises(RecipeError, match="f32 or bf16"):
+    with driving(work, job(work).space, Place()) as driver, pytest.raises(RecipeError, match="f32 or bf16"):
         driver.follow(train_supernet, job(half))
     assert threading.active_count() == before
 
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_read_once_ends_no_progress(work: Work, monkeypa
         return real(out)
 
     monkeypatch.setattr(drivers, "LOOKED_EVERY", 0.01)
-    with driving(work, job(work).settings, Place(), seen.append) as driver:
+    with driving(work, job(work).space, Place(), seen.append) as driver:
         monkeypatch.setattr(drivers, "_note", flaky)
         driver.follow(_slow_notes, work.out)
     assert [stage.done for stage in seen][-1] == 4

@@ -14,19 +14,11 @@ import torch
 from torch import Tensor
 
 from hilum_search.architecture import C2FNAS, Architecture, digest
-from hilum_search.c2fnas import fine
-from hilum_search.c2fnas.fine import (
-    FineSettings,
-    Inherited,
-    candidates,
-    changed,
-    crossover,
-    path_at,
-    rank,
-    spent,
-    train_supernet,
-)
+from hilum_search.c2fnas import supernet_run
+from hilum_search.c2fnas.fine import FineSettings, Inherited, candidates, rank
+from hilum_search.c2fnas.paths import changed, crossover, path_at
 from hilum_search.c2fnas.supernet import SuperNet
+from hilum_search.c2fnas.supernet_run import spent, train_supernet
 from hilum_search.children import Result
 from hilum_search.data import Case
 from hilum_search.errors import ArchitectureError, DataError, RecipeError, SearchError, TrainingError
@@ -119,12 +111,12 @@ def test_an_interrupted_super_net_goes_on_to_the_same_weights(
     changes: dict[str, object], recipe: Recipe, cases: Cases, tmp_path: Path
 ) -> None:
     chosen = recipe.with_training(**changes, checkpoint_every=2)
-    whole = train_supernet(chosen, cases, tmp_path / "whole", FEW, SPACE, WALK)
+    whole = train_supernet(chosen, cases, tmp_path / "whole", FEW.steps, SPACE, WALK)
     for stop in (3, 5):  # so early, most operators were not seen: the optimiser knows nothing of them
         with pytest.raises(StoppedError):
-            train_supernet(chosen, cases, tmp_path / "cut", FEW, SPACE, WALK, stop_after(stop))
+            train_supernet(chosen, cases, tmp_path / "cut", FEW.steps, SPACE, WALK, stop_after(stop))
     stages: list[Stage] = []
-    cut = train_supernet(chosen, cases, tmp_path / "cut", FEW, SPACE, WALK, stages.append)
+    cut = train_supernet(chosen, cases, tmp_path / "cut", FEW.steps, SPACE, WALK, stages.append)
     assert [stage.done for stage in stages] == list(range(5, 13))
     assert {(stage.name, stage.total, stage.best) for stage in stages} == {("supernet", 12, None)}
     assert stages[-1].seconds_left == 0
@@ -134,13 +126,12 @@ def test_an_interrupted_super_net_goes_on_to_the_same_weights(
 
 
 def test_a_finished_super_net_is_read_back(sgd: Recipe, cases: Cases, tmp_path: Path) -> None:
-    short = dataclasses.replace(FEW, steps=3)
-    first = train_supernet(sgd, cases, tmp_path, short, SPACE, WALK)
+    first = train_supernet(sgd, cases, tmp_path, 3, SPACE, WALK)
     stages: list[Stage] = []
-    assert equal(first, train_supernet(sgd, cases, tmp_path, short, SPACE, WALK, stages.append))
+    assert equal(first, train_supernet(sgd, cases, tmp_path, 3, SPACE, WALK, stages.append))
     assert stages == []
     with pytest.raises(DataError, match="another recipe"):
-        train_supernet(sgd, cases, tmp_path, short, SPACE, WALK + 1)
+        train_supernet(sgd, cases, tmp_path, 3, SPACE, WALK + 1)
 
 
 def test_operators_off_the_path_keep_weight_and_momentum(
@@ -157,8 +148,8 @@ def test_operators_off_the_path_keep_weight_and_momentum(
         made.append(SuperNet(*given))
         return made[0]
 
-    monkeypatch.setattr(fine, "SuperNet", remembered)
-    train_supernet(sgd, cases, tmp_path, dataclasses.replace(FEW, steps=6), SPACE, WALK, keep)
+    monkeypatch.setattr(supernet_run, "SuperNet", remembered)
+    train_supernet(sgd, cases, tmp_path, 6, SPACE, WALK, keep)
     for step, (before, after) in enumerate(itertools.pairwise(held), 1):
         on_path = {id(value) for value in made[0].path(path_at(SPACE, sgd.training.seed, step)).parameters()}
         for name, value in made[0].named_parameters():
@@ -166,7 +157,7 @@ def test_operators_off_the_path_keep_weight_and_momentum(
 
 
 def test_every_path_of_the_super_net_learns(sgd: Recipe, cases: Cases, tmp_path: Path) -> None:
-    trained = train_supernet(sgd, cases, tmp_path, dataclasses.replace(FEW, steps=30), SPACE, WALK)
+    trained = train_supernet(sgd, cases, tmp_path, 30, SPACE, WALK)
     images, classes = Windows(cases.train, sgd).batch(1000, range(4))
     loss = make_loss(sgd.training)
     for choices in ((0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (0, 1, 2, 0)):
@@ -178,11 +169,11 @@ def test_every_path_of_the_super_net_learns(sgd: Recipe, cases: Cases, tmp_path:
 def test_a_super_net_that_cannot_be_is_refused(sgd: Recipe, cases: Cases, tmp_path: Path) -> None:
     deep = C2FNASSpace(filters=2, cells=7)
     with pytest.raises(RecipeError, match="multiples of 16"):
-        train_supernet(sgd, cases, tmp_path, FEW, deep, 0)
+        train_supernet(sgd, cases, tmp_path, FEW.steps, deep, 0)
     with pytest.raises(RecipeError, match="f32 or bf16"):
-        train_supernet(sgd.with_training(precision="fp16"), cases, tmp_path, FEW, SPACE, WALK)
+        train_supernet(sgd.with_training(precision="fp16"), cases, tmp_path, FEW.steps, SPACE, WALK)
     with pytest.raises(ArchitectureError, match="no topology"):
-        train_supernet(sgd, cases, tmp_path, FEW, SPACE, 99)
+        train_supernet(sgd, cases, tmp_path, FEW.steps, SPACE, 99)
     with pytest.raises(DataError, match="no super-net"):
         spent(tmp_path)
 
@@ -190,7 +181,7 @@ def test_a_super_net_that_cannot_be_is_refused(sgd: Recipe, cases: Cases, tmp_pa
 def test_a_loss_that_is_no_number_ends_the_run(sgd: Recipe, case: Case, tmp_path: Path) -> None:
     broken = dataclasses.replace(case, image=case.image * float("nan"))
     with pytest.raises(TrainingError, match="loss is nan at step 1"):
-        train_supernet(sgd, Cases.of(sgd, [broken]), tmp_path, FEW, SPACE, WALK)
+        train_supernet(sgd, Cases.of(sgd, [broken]), tmp_path, FEW.steps, SPACE, WALK)
 
 
 @pytest.mark.parametrize(

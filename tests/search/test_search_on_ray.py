@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from hilum_client.cluster import ClusterError
 from hilum_search.architecture import C2FNAS
-from hilum_search.c2fnas.fine import PATHS, FineSettings
 from hilum_search.c2fnas.run import SupernetJob, train_supernet
+from hilum_search.c2fnas.supernet_run import PATHS
 from hilum_search.children import Child, Work
 from hilum_search.driver import Place, driving
 from hilum_search.ledger import Ledger
@@ -95,8 +95,8 @@ def test_a_supernet_trains_on_the_cluster_to_the_same_weights(work: Work, addres
     there = Work(work.recipe, work.data, work.out.with_name("ray"))
     seen: list[Stage] = []
     for one, place in ((work, Place()), (there, Place(cluster=address))):
-        job = SupernetJob(one, C2FNASSpace(2, 5, ("2d", "3d"), (0, 1, 0)), 0, FineSettings(4, 1, 1, 0), os.getpid())
-        with driving(one, job.settings, place, seen.append) as driver:
+        job = SupernetJob(one, C2FNASSpace(2, 5, ("2d", "3d"), (0, 1, 0)), 0, 4, os.getpid())
+        with driving(one, job.space, place, seen.append) as driver:
             driver.follow(train_supernet, job)
         assert seen.pop().done == 4
     weights = [load_file(each.out / "supernet" / PATHS) for each in (work, there)]

@@ -13,7 +13,7 @@ from hilum_benchmark.searches.bench import Bench, Entry, averaged
 from hilum_benchmark.searches.served import DEMO
 from hilum_search import vnas_run
 from hilum_search.architecture import digest
-from hilum_search.c2fnas import coarse, fine
+from hilum_search.c2fnas import coarse, fine, supernet_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def _stages(name: str) -> tuple[str, ...]:
     stages = {
         parts.FOUND: (vnas_run.SUPERNET,),
         parts.RANDOM: (vnas_run.RANDOM,),
-        parts.COARSE: (coarse.STAGE, fine.SUPERNET, fine.RANK),
+        parts.COARSE: (coarse.STAGE, supernet_run.SUPERNET, fine.RANK),
     }
     return stages.get(name, ())
 

@@ -17,9 +17,10 @@ import torch
 
 from hilum_search import pareto, zero_cost
 from hilum_search.architecture import BASIC, C2FNAS, C2FNAS_PANC, Architecture, Operator, digest
-from hilum_search.c2fnas import coarse, fine, scale
+from hilum_search.c2fnas import coarse, fine, scale, supernet_run
 from hilum_search.c2fnas.scale import Window
 from hilum_search.c2fnas.supernet import SuperNet
+from hilum_search.c2fnas.supernet_run import SUPERNET
 from hilum_search.children import CHILDREN, Child, Result, Work, gathered, mean
 from hilum_search.cost import cost
 from hilum_search.driver import Driver, Expected, fields, hours_of, noting, outcome
@@ -38,7 +39,7 @@ from hilum_search.settled import settled
 from hilum_search.spaces import C2FNASSpace, Genotype
 from hilum_search.vnas import check_parts
 
-PREFILTER, SUPERNET, SCALE, FINAL, PAGE = "prefilter", "supernet", "scale", "final", "pareto.html"
+PREFILTER, SCALE, FINAL, PAGE = "prefilter", "scale", "final", "pareto.html"
 FILTER_WINDOW = (32, 32, 32)
 
 
@@ -217,15 +218,15 @@ class SupernetJob:
     work: Work
     space: C2FNASSpace
     topology: int
-    settings: fine.FineSettings
+    steps: int
     pid: int
 
 
 def train_supernet(job: SupernetJob) -> None:
     """Train the super-net in this process, or go on with it; its weights stay in the search's folder."""
     work = job.work
-    args = (work.recipe, gathered(work), work.out / SUPERNET, job.settings, job.space, job.topology)
-    fine.train_supernet(*args, noting(work.out, job.pid), work.where)
+    args = (work.recipe, gathered(work), work.out / SUPERNET, job.steps, job.space, job.topology)
+    supernet_run.train_supernet(*args, noting(work.out, job.pid), work.where)
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,8 @@ def _inherited(text: str, data: Path, out: Path, of: tuple[str | None, C2FNASSpa
     """By the recipe's JSON, since a recipe has no hash."""
     device, space, topology = of
     work = Work(recipe_of({"recipe": json.loads(text)}), data, out, device)
-    cases, settings = gathered(work), fine.FineSettings(steps, 1, 1, 0)
-    supernet = fine.train_supernet(work.recipe, cases, out / SUPERNET, settings, space, topology, None, work.where)
+    cases, folder = gathered(work), out / SUPERNET
+    supernet = supernet_run.train_supernet(work.recipe, cases, folder, steps, space, topology, None, work.where)
     return fine.Inherited(supernet, work.recipe, cases)
 
 
@@ -278,16 +279,16 @@ def _supernet(driver: Driver, plan: Plan, cases: Cases, topology: int, allowed: 
     """
     work, seed, folder = driver.work, plan.coarse.seed, driver.work.out / SUPERNET
     fine.candidates(plan.space, topology, plan.fine, seed, allowed)
-    driver.follow(train_supernet, SupernetJob(work, plan.space, topology, plan.fine, os.getpid()))
-    args = (work.recipe, cases, folder, plan.fine, plan.space, topology)
-    supernet = fine.train_supernet(*args, device=torch.device("cpu"))
+    driver.follow(train_supernet, SupernetJob(work, plan.space, topology, plan.fine.steps, os.getpid()))
+    args = (work.recipe, cases, folder, plan.fine.steps, plan.space, topology)
+    supernet = supernet_run.train_supernet(*args, device=torch.device("cpu"))
     driver.ledger.add(
         key=SUPERNET,
         stage=SUPERNET,
         architecture="",
         seed=seed,
         metrics={"topology": plan.space.walks[topology]},
-        cost=fine.spent(folder).fields(),
+        cost=supernet_run.spent(folder).fields(),
     )
     return supernet
 
