@@ -20,9 +20,9 @@ from hilum_export.tensorrt_build import Built, Options, build
 from hilum_inference.errors import UnknownModelError
 from hilum_inference.files import write_atomically
 from hilum_inference.layout import CONFIG, CONFIGS, SUFFIX, config_file
-from hilum_inference.publication import locked
 from hilum_inference.repository import Model, Repository
 from hilum_inference.signed import SIGNATURE
+from hilum_inference.staging import locked
 
 VARIANT: Final = "tensorrt-fp16"
 OLDEST: Final = (10, 12)

@@ -23,8 +23,8 @@ def sign(
     """
     from hilum_inference import signed
     from hilum_inference.layout import CONFIG
-    from hilum_inference.publication import locked
     from hilum_inference.repository import Repository
+    from hilum_inference.staging import locked
 
     if (key is None) == (check is None):
         raise typer.BadParameter("name a private key to sign with (--key) or a public one to check with (--check)")

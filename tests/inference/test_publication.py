@@ -20,8 +20,9 @@ from hilum_testing import SIZE, Tiny, config_text, manifest, onnx_bytes
 from hilum_export.repository import configs
 from hilum_inference.errors import EngineError, ModelError, UnknownModelError
 from hilum_inference.manifest import Manifest
-from hilum_inference.publication import locked, publish, repair, rollback
+from hilum_inference.publication import publish, repair, rollback
 from hilum_inference.repository import Repository
+from hilum_inference.staging import locked
 
 NETWORK = onnx_bytes(Tiny(), SIZE)
 SMALL = onnx_bytes(Tiny(features=2), SIZE)
@@ -273,7 +274,7 @@ def test_where_there_are_no_locks_nothing_of_others_is_swept_away(
     theirs = tmp_path / ".tiny.01234567.part"
     theirs.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("hilum_inference.publication._holds", lambda handle: False)
+        patch.setattr("hilum_inference.staging._holds", lambda handle: False)
         assert published(tmp_path).name == "1"
     assert theirs.exists()
     assert published(tmp_path).name == "2"
@@ -323,14 +324,14 @@ def test_a_folder_that_is_mounted_from_the_same_disk_is_published_in(tmp_path: P
 
 
 IN_THE_WINDOW = """
-from hilum_inference import publication
+from hilum_inference import staging
 from hilum_inference.publication import rollback
 
 def die(*arguments):
     (inputs / "hangs").touch()
     time.sleep(600)
 
-publication._replace_configs = die
+staging._replace_configs = die
 """
 
 
