@@ -43,6 +43,8 @@ _TAGS = [
     *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit"),
 ]
+_DAMAGED = "DICOM file {} has a damaged header; export it again."
+_Head = tuple[int, Path, Any]  # number among the files, path, header
 # What pydicom and its decoders raise on damaged data, as met in practice.
 _FAULTS = (
     AttributeError,
@@ -65,11 +67,10 @@ class _Image:
     """What one file says of its image; mm, LPS."""
 
     path: Path
-    series: str
     modality: str
     size: tuple[int, int]  # (columns, rows)
     dtype: np.dtype[Any]
-    compressed: bool
+    syntax: Any  # pydicom.uid.UID of the transfer syntax
     position: NDArray[np.float64]  # (3,)
     axes: NDArray[np.float64]  # (3, 2): unit vectors along a row and along a column
     spacing: NDArray[np.float64]  # (2,): between columns, between rows
@@ -105,7 +106,7 @@ def read_series(
             return read_series(Path(folder), series=series, limits=limits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's remarks on sloppy headers quote their values
-        images = _choose(_images(_files(path, limits)), series)
+        images = _images(_choose(_heads(_files(path, limits)), series))
         ordered, affine = _place(_alike(images))
         columns, rows = ordered[0].size
         shape = (columns, rows, len(ordered))
@@ -133,7 +134,8 @@ def _files(path: Path, limits: Limits) -> list[Path]:
     return files
 
 
-def _images(files: Iterable[Path]) -> list[_Image]:
+def _heads(files: Iterable[Path]) -> list[_Head]:
+    """The headers of all DICOM images among some files, not judged yet: most may be of other series."""
     try:
         import pydicom
     except ImportError as error:
@@ -145,10 +147,10 @@ def _images(files: Iterable[Path]) -> list[_Image]:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
                 continue
-        with _refusing(f"DICOM file {number} has a damaged header; export it again.", "bad_dicom"):
+        with _refusing(_DAMAGED.format(number), "bad_dicom"):
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             if "Rows" in head and head.get("Modality") not in _NO_IMAGES:
-                found.append(_image(path, head))
+                found.append((number, path, head))
     return found
 
 
@@ -165,6 +167,15 @@ def _refusing(message: str, code: str) -> Iterator[None]:
         if isinstance(error, _FAULTS) or module == "pydicom.errors" or name == "PanicException":  # of Rust decoders
             raise UnreadableError(message, code=code) from None
         raise
+
+
+def _images(heads: Iterable[_Head]) -> list[_Image]:
+    """The checked headers of one series."""
+    found = []
+    for number, path, head in heads:
+        with _refusing(_DAMAGED.format(number), "bad_dicom"):
+            found.append(_image(path, head))
+    return found
 
 
 def _image(path: Path, head: Any) -> _Image:
@@ -192,11 +203,10 @@ def _image(path: Path, head: Any) -> _Image:
         raise UnreadableError(f"The rescaling ({slope:g}, {intercept:g}) is not finite.", code="bad_scaling")
     return _Image(
         path=path,
-        series=str(head.get("SeriesInstanceUID", "")),
         modality=str(head.get("Modality", "")),
         size=(int(head.Columns), int(head.Rows)),
         dtype=np.dtype(f"{'i' if head.get('PixelRepresentation') else 'u'}{bits // 8}"),
-        compressed=bool(head.file_meta.TransferSyntaxUID.is_compressed),
+        syntax=head.file_meta.TransferSyntaxUID,
         position=_numbers(head, "ImagePositionPatient", 3),
         axes=axes / lengths,
         spacing=_numbers(head, "PixelSpacing", 2)[::-1],
@@ -223,26 +233,37 @@ def _padding(head: Any) -> tuple[int, int] | None:
     value, limit = head.get("PixelPaddingValue"), head.get("PixelPaddingRangeLimit")
     if value is None:
         return None
-    low, high = sorted((int(value), int(value if limit is None else limit)))
-    return low, high
+    # some write them as unsigned beside signed pixels, or the other way round
+    kind = "i" if head.get("PixelRepresentation") else "u"
+    bits = np.array([int(value), int(value if limit is None else limit)]).astype(f"{kind}{head.BitsAllocated // 8}")
+    return int(bits.min()), int(bits.max())
 
 
-def _choose(images: Sequence[_Image], series: str | None) -> list[_Image]:
-    groups: dict[str, list[_Image]] = {}
-    for image in images:
-        groups.setdefault(image.series, []).append(image)
+def _choose(heads: Sequence[_Head], series: str | None) -> list[_Head]:
+    groups: dict[str, list[_Head]] = {}
+    for each in heads:
+        groups.setdefault(str(each[2].get("SeriesInstanceUID", "")), []).append(each)
     if not groups:
         raise UnreadableError("There is no DICOM image in it; send the files of one CT or MR series.", code="no_images")
-    if series is None and len(groups) == 1:
-        return next(iter(groups.values()))
     if series in groups:
         return groups[series]
-    names = [f"{uid} ({group[0].modality}, {len(group)} images)" for uid, group in list(groups.items())[:8]]
+    stacks = [group for group in groups.values() if not all(_is_picture(head) for _, _, head in group)]
+    taken = stacks if len(groups) > 1 else list(groups.values())
+    if series is None and len(taken) == 1:
+        return taken[0]
+    names = [
+        f"{uid} ({group[0][2].get('Modality', '')}, {len(group)} images)" for uid, group in list(groups.items())[:8]
+    ]
     more = f" and {len(groups) - 8} more" if len(groups) > 8 else ""
     raise UnreadableError(
         f"There are {len(groups)} series, none of them chosen: {'; '.join(names)}{more}; send one, or name one.",
         code="several_series" if series is None else "unknown_series",
     )
+
+
+def _is_picture(head: Any) -> bool:
+    """Whether an image lies nowhere in the patient: a dose report, a screen capture, a radiograph."""
+    return "ImagePositionPatient" not in head and str(head.get("NumberOfFrames") or 1) == "1"
 
 
 def _alike(images: list[_Image]) -> list[_Image]:
@@ -324,11 +345,19 @@ def _stack(images: list[_Image], grid: Grid) -> Volume:
     alike = len(rescalings) == 1
     dtype = stored if alike else _rescaled_type(stored, rescalings)
     array = np.empty(grid.shape, dtype, order="F")
+    lows: list[float] = []
+    unmeasured = []
     for k, image in enumerate(images):
-        plane = _pixels(image, k + 1)
+        plane, measured = _pixels(image, k + 1)
         if not alike:
             plane = plane.astype(np.float64) * image.slope + image.intercept
         array[:, :, k] = plane.T
+        if measured:
+            lows.append(plane.min())
+        else:
+            unmeasured.append(k)
+    if lows:
+        array[:, :, unmeasured] = min(lows)
     slope, intercept = next(iter(rescalings)) if alike else (1.0, 0.0)
     return Volume(array[None], grid, slope, intercept)
 
@@ -344,23 +373,44 @@ def _rescaled_type(stored: np.dtype[Any], rescalings: Iterable[tuple[float, floa
     return np.dtype(np.int32 if whole else np.float32)
 
 
-def _pixels(image: _Image, number: int) -> NDArray[Any]:
-    """(rows, columns) stored values; what CT scanners pad with becomes the lowest value that was measured."""
-    from pydicom.pixels import pixel_array
+def _pixels(image: _Image, number: int) -> tuple[NDArray[Any], bool]:
+    """(rows, columns) stored values, and whether any was measured.
 
+    What CT scanners pad with becomes the lowest value that was measured in the image.
+    """
     damaged = (
         f"The pixels of image {number} cannot be decoded (damaged, or compressed in a way that is not read); export "
         "the series uncompressed."
     )
     with _refusing(damaged, "bad_pixels"):
-        plane: NDArray[Any] = pixel_array(image.path, decoding_plugin="pylibjpeg" if image.compressed else "")
+        plane = _decoded(image)
     if plane.shape != image.size[::-1] or not np.can_cast(plane.dtype, image.dtype, "safe"):
         raise UnreadableError(
             f"The pixels of image {number} contradict its header; export it again.", code="bad_pixels"
         )
     if image.padding is None or image.modality != "CT":  # MR pads with 0, which is background anyway
-        return plane
+        return plane, True
     padded = (plane >= image.padding[0]) & (plane <= image.padding[1])
-    if padded.any() and not padded.all():
+    if padded.all():
+        return plane, False
+    if padded.any():
         plane[padded] = plane[~padded].min()
-    return plane
+    return plane, True
+
+
+def _decoded(image: _Image) -> NDArray[Any]:
+    """(rows, columns); a plain ValueError means that the pixels are damaged."""
+    import pydicom
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels import pixel_array
+    from pydicom.uid import JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+
+    plain = not (image.syntax.is_compressed or image.syntax.is_deflated)
+    dataset: Any = image.path if plain else pydicom.dcmread(image.path)
+    if image.syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        # these decoders fill up what is missing without a word; zeros and FF may pad an end that is there
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+            raise ValueError
+    pixels: NDArray[Any] = pixel_array(dataset, decoding_plugin="pylibjpeg" if image.syntax.is_compressed else "")
+    return pixels

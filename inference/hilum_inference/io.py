@@ -111,7 +111,8 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
         like: where it came from the same format its header's geometry is repeated, else it is built from its grid.
 
     Raises:
-        MismatchError: labels of another shape or type, or an unknown suffix.
+        MismatchError: labels of another shape or type, an unknown suffix, or NRRD for an image whose header places it
+            twice (NIfTI's sform and qform).
         OSError: the file system refuses (full, read-only); nothing is left behind.
     """
     if labels.shape != like.grid.shape or labels.dtype.kind != "u" or labels.dtype.itemsize > 2:
@@ -123,6 +124,7 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
     if name.endswith(".nrrd"):
         from hilum_inference import nrrd
 
+        _check_one_place(like)
         header = nrrd.mask_header(like.grid, labels.dtype, _kept(nrrd.NrrdHeader, like))
         _write(path, header, labels[None], "voxels")
     elif name.endswith((".nii", ".nii.gz")):
@@ -132,6 +134,19 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
         _write(path, header, labels[None], "file" if name.endswith(".gz") else "none")
     else:
         raise MismatchError(f"A mask's name must end in {', '.join(SUFFIXES)}; got {path.name!r}.", code="bad_suffix")
+
+
+def _check_one_place(like: Volume) -> None:
+    """Refuse to answer in a format of one place to an image that has two."""
+    from hilum_inference.nifti import NiftiHeader
+
+    kept = _kept(NiftiHeader, like)
+    if kept is not None and kept.has_two_places:
+        raise MismatchError(
+            "The image's sform and qform place it differently, and NRRD can hold one place only: its mask would lie "
+            "beside the image in some programs; ask for .nii.gz, which repeats both.",
+            code="two_places",
+        )
 
 
 def write_volume(path: Path, volume: Volume, *, spool: bool = False) -> None:

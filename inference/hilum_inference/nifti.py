@@ -1,14 +1,16 @@
 """NIfTI-1 and NIfTI-2 in one file (.nii, .nii.gz): own header parser, memory-mapped reader, header-repeating writer.
 
-The grid follows the NIfTI standard: the sform where its code is above 0, else the qform (with qfac), else "method 1":
-the voxel sizes alone, axes towards right, anterior and superior, voxel (0, 0, 0) at the origin. Metres and micrometres
-become millimetres. A slope of 0 (or not a number, as some writers store it) means that nothing is rescaled.
+The grid follows the NIfTI standard: the sform where its code is above 0, else the qform (with qfac). Where both codes
+are 0, nothing says where the patient's left is: nibabel, ITK and the standard answer differently, so such a file is
+refused. Metres and micrometres become millimetres. A slope of 0 (or not a number, as some writers store it) means that
+nothing is rescaled.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,6 +28,10 @@ HEADER_BYTES = {1: 348, 2: 540}
 _FIRST_VOXEL = {1: 352, 2: 544}  # header and the four bytes that announce extensions
 MAX_OFFSET = 64 << 20
 """Largest vox_offset: room for 64 MiB of extensions, which are skipped unread."""
+SAME_SIZE = 1e-3
+"""Share by which a voxel's size may differ between sform and pixdim: half a voxel over an axis of 512."""
+SAME_PLACE = 0.5
+"""Voxels by which a place may differ between sform and qform."""
 SPOOL_MARK = b"hilum spool"
 """Description of a file that only carries voxels from one process to another: its header is not repeated in answers."""
 
@@ -85,6 +91,18 @@ class NiftiHeader:
         return math.prod(self.grid.shape) * self.channels * self.dtype.itemsize
 
     @property
+    def has_two_places(self) -> bool:
+        """Whether sform and qform lie half a voxel or more apart: programs follow the one or the other."""
+        fields = _fields(self.raw, self.version, self.endian)
+        if not (_has_sform(fields) and fields["qform_code"][0] > 0):
+            return False
+        try:
+            other = Grid(self.grid.shape, _qform(fields))
+        except GeometryError:
+            return True
+        return not self.grid.close_to(other, SAME_PLACE * min(self.grid.spacing))
+
+    @property
     def is_spool(self) -> bool:
         """Whether the file only carries voxels between processes."""
         return cast("bytes", _get(self, "descrip")[0]).startswith(SPOOL_MARK)
@@ -117,21 +135,27 @@ def parse_header(data: bytes) -> NiftiHeader:
         raise UnreadableError(
             f"The file ends within its header: {len(raw)} of {HEADER_BYTES[version]} bytes.", code="truncated"
         )
-    fields = {name: struct.unpack_from(endian + form, raw, at) for name, (at, form) in _LAYOUT[version].items()}
+    fields = _fields(raw, version, endian)
     _check_magic(fields["magic"][0], version)
     shape, channels = _sizes(fields["dim"])
     slope, intercept = _scaling(fields["scl_slope"][0], fields["scl_inter"][0])
+    grid = placed(shape, _affine(fields), _spacing(fields))
+    _check_lengths(grid.spacing, _spacing(fields))
     return NiftiHeader(
         raw=raw,
         version=version,
         endian=endian,
-        grid=placed(shape, _affine(fields), _spacing(fields)),
+        grid=grid,
         channels=channels,
         dtype=_stored_type(fields["datatype"][0], fields["bitpix"][0], endian),
         offset=_offset(fields["vox_offset"][0], version),
         slope=slope,
         intercept=intercept,
     )
+
+
+def _fields(raw: bytes, version: int, endian: Endian) -> dict[str, tuple[Any, ...]]:
+    return {name: struct.unpack_from(endian + form, raw, at) for name, (at, form) in _LAYOUT[version].items()}
 
 
 def _get(header: NiftiHeader, name: str) -> tuple[Any, ...]:
@@ -216,17 +240,41 @@ def _affine(fields: dict[str, tuple[Any, ...]]) -> Affine:
             f"The unit of length has code {unit}; metres (1), millimetres (2), micrometres (3) or none (0) are read.",
             code="bad_units",
         )
+    if _has_sform(fields):
+        affine = np.eye(4)
+        affine[:3] = np.reshape(fields["srow"], (3, 4)) * _MM_PER_UNIT[unit]
+        return affine
+    if fields["qform_code"][0] > 0:
+        return _qform(fields)
+    raise GeometryError(
+        "The header says nothing of the orientation (sform and qform have code 0), and programs read such a file in "
+        "different ways; give it an sform or a qform, for instance with nibabel or 3D Slicer.",
+        code="no_orientation",
+    )
+
+
+def _has_sform(fields: dict[str, tuple[Any, ...]]) -> bool:
+    return fields["sform_code"][0] > 0 and any(fields["srow"])
+
+
+def _check_lengths(spacing: Sequence[float], stated: Sequence[float]) -> None:
+    """Refuse voxels whose size is one thing by the sform and another by pixdim, which ITK follows."""
+    if min(stated) > 0 and not np.allclose(spacing, stated, rtol=SAME_SIZE, atol=0):
+        by = [" x ".join(f"{length:.4g}" for length in each) for each in (spacing, stated)]
+        raise GeometryError(
+            f"The header contradicts itself: voxels are {by[0]} mm by its sform and {by[1]} mm by pixdim; write it "
+            "anew with the right one.",
+            code="bad_spacing",
+        )
+
+
+def _qform(fields: dict[str, tuple[Any, ...]]) -> Affine:
     affine = np.eye(4)
-    if fields["sform_code"][0] > 0:
-        affine[:3] = np.reshape(fields["srow"], (3, 4))
-    elif fields["qform_code"][0] > 0:
-        affine[:3, :3] = _rotation(fields["quatern"]) * np.abs(fields["pixdim"][1:4])
-        affine[:3, 3] = fields["qoffset"]
-        if fields["pixdim"][0] < 0:  # qfac: the third axis runs the other way
-            affine[:3, 2] *= -1
-    else:
-        affine[:3, :3] = np.diag(np.abs(fields["pixdim"][1:4]))
-    affine[:3] *= _MM_PER_UNIT[unit]
+    affine[:3, :3] = _rotation(fields["quatern"]) * np.abs(fields["pixdim"][1:4])
+    affine[:3, 3] = fields["qoffset"]
+    if fields["pixdim"][0] < 0:  # qfac: the third axis runs the other way
+        affine[:3, 2] *= -1
+    affine[:3] *= _MM_PER_UNIT[fields["xyzt_units"][0] & 7]
     return affine
 
 
@@ -241,7 +289,8 @@ def _rotation(quaternion: tuple[float, ...]) -> NDArray[np.float64]:
     rest = 1.0 - (b * b + c * c + d * d)
     if not rest >= -1e-3:  # also where a number is not finite
         raise GeometryError(f"The qform's quaternion ({b:g}, {c:g}, {d:g}) is not one of length 1.", code="bad_affine")
-    q = np.array([math.sqrt(max(rest, 0.0)), b, c, d])
+    # what float32 leaves of a half turn is no angle, though its root would be one of 0.02 degrees
+    q = np.array([math.sqrt(rest) if rest > 1e-7 else 0.0, b, c, d])
     a, b, c, d = q / np.linalg.norm(q)
     return np.array(
         [
@@ -327,14 +376,58 @@ def _new_header(  # one field a parameter
     fields = {
         "sizeof_hdr": (HEADER_BYTES[version],),
         "magic": (_MAGIC[version],),
+        **_nearest_qform(grid),
         "dim": (3 if channels == 1 else 4, *grid.shape, channels, 1, 1, 1),
-        "pixdim": (1.0, *grid.spacing, 1.0, 1.0, 1.0, 1.0),
+        "pixdim": (_handedness(grid.affine), *grid.spacing, 1.0, 1.0, 1.0, 1.0),
         "xyzt_units": (2,),
         "sform_code": (1,),  # scanner coordinates
         "srow": tuple(grid.affine[:3].ravel()),
         "descrip": (SPOOL_MARK if spool else b"hilum",),
     }
     return _encode(bytes(HEADER_BYTES[version]), version, "<", fields | _typed(dtype, *scaling, version))
+
+
+def _handedness(affine: Affine) -> float:
+    """qfac: 1, or -1 where the third axis runs against the right-hand rule."""
+    return 1.0 if np.linalg.det(affine[:3, :3]) > 0 else -1.0
+
+
+def _nearest_qform(grid: Grid) -> dict[str, tuple[Any, ...]]:
+    """The qform beside an sform: ITK reads it where the axes are not at right angles to its taste (some 5e-4).
+
+    Empty where it would lie elsewhere: a tilted gantry has no qform.
+    """
+    turned = grid.affine[:3, :3] / grid.spacing
+    turned[:, 2] *= _handedness(grid.affine)
+    left, _, right = np.linalg.svd(turned)
+    fields: dict[str, tuple[Any, ...]] = {
+        "qform_code": (1,),
+        "quatern": _quaternion(left @ right),
+        "qoffset": tuple(grid.affine[:3, 3]),
+    }
+    pixdim = (_handedness(grid.affine), *grid.spacing)
+    other = Grid(grid.shape, _qform(fields | {"pixdim": pixdim, "xyzt_units": (2,)}))
+    return fields if grid.close_to(other, SAME_PLACE * min(grid.spacing)) else {}
+
+
+def _quaternion(rotation: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The last three numbers of the unit quaternion of a (3, 3) rotation whose first one is >= 0.
+
+    They are the eigenvector of the largest eigenvalue of a symmetric matrix, sound for half turns too (Bar-Itzhack,
+    Journal of Guidance 2000).
+    """
+    r = rotation
+    symmetric = np.array(
+        [
+            [r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+            [0, r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+            [0, 0, r[1, 1] - r[0, 0] - r[2, 2], r[1, 2] + r[2, 1]],
+            [0, 0, 0, r[2, 2] - r[0, 0] - r[1, 1]],
+        ]
+    )
+    a, b, c, d = np.linalg.eigh(symmetric, UPLO="U")[1][:, -1]
+    sign = -1.0 if a < 0 else 1.0
+    return sign * b, sign * c, sign * d
 
 
 def _typed(dtype: np.dtype[Any], slope: float, intercept: float, version: int) -> dict[str, tuple[Any, ...]]:

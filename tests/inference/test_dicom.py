@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from hilum_dicom import write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
@@ -210,6 +211,107 @@ def test_transfer_syntaxes(name: str) -> None:
     assert np.array_equal(packed.array, plain.array) and packed.grid.close_to(plain.grid)
     expected = np.frombuffer(pydicom.dcmread(folder / "MR_small.dcm").PixelData, "<i2").reshape(64, 64)
     assert np.array_equal(plain.array[0, :, :, 0], expected.T)
+
+
+@pytest.mark.parametrize("name", ["JPEGLSLossless", "JPEGLosslessSV1"])
+@pytest.mark.parametrize("left", [0.95, 0.5])
+def test_a_compressed_image_that_is_cut_is_no_image(name: str, left: float, tmp_path: Path) -> None:
+    """Its decoder makes up the rest without a word."""
+    values = np.cumsum(np.random.default_rng(0).integers(-9, 10, (2, 64, 64)), axis=2).astype(np.int16)
+    paths = write_series(tmp_path, values.T)
+    for path in paths:
+        _compress(path, name)
+    assert np.array_equal(read_volume(tmp_path).array[0], values.T)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[: int(len(whole) * left)])
+    with pytest.raises(UnreadableError, match="pixels of image 2") as refused:
+        read_volume(tmp_path)
+    assert refused.value.code == "bad_pixels"
+
+
+def _compress(path: Path, name: str) -> None:
+    dataset = pydicom.dcmread(path)
+    if name == "JPEGLSLossless":
+        dataset.compress(pydicom.uid.JPEGLSLossless, generate_instance_uid=False)
+    else:  # GDCM's is the only encoder at hand, and makes a file of its own around the frame
+        frame = sitk.JoinSeries(sitk.GetImageFromArray(dataset.pixel_array))
+        sitk.WriteImage(frame, str(path), useCompression=True, imageIO="GDCMImageIO", compressor="JPEG")
+        written = pydicom.dcmread(path)
+        dataset.PixelData = written.PixelData
+        dataset.file_meta.TransferSyntaxUID = written.file_meta.TransferSyntaxUID
+        assert written.file_meta.TransferSyntaxUID == pydicom.uid.JPEGLosslessSV1
+        dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+
+
+def test_a_deflated_series(tmp_path: Path) -> None:
+    plain = read_volume(_folder(tmp_path))
+    for path in tmp_path.rglob("im*"):
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        dataset.save_as(path)
+    assert np.array_equal(read_volume(tmp_path).array, plain.array)
+
+
+PICTURE = {"SeriesInstanceUID": "1.2.9", "ImagePositionPatient": None, "ImageOrientationPatient": None}
+
+
+@pytest.mark.parametrize(
+    ("tags", "alone"),
+    [
+        (PICTURE, True),
+        (PICTURE | {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, True),
+        (PICTURE | {"PhotometricInterpretation": "MONOCHROME1", "Modality": "CR"}, True),
+        (PICTURE | {"NumberOfFrames": 7}, False),
+        ({"SeriesInstanceUID": "1.2.9", "ImagePositionPatient": [1, 2, float("nan")]}, False),
+        ({"SeriesInstanceUID": "1.2.9", "PhotometricInterpretation": "MONOCHROME1"}, False),
+    ],
+    ids=["dose report", "screen capture", "radiograph", "many frames", "no place", "inverted"],
+)
+def test_what_lies_beside_a_series_does_not_spoil_it(tags: dict[str, Any], alone: bool, tmp_path: Path) -> None:
+    """Pictures are passed over; what may be the volume that was meant has to be chosen, or left out."""
+    expected = read_volume(_folder(tmp_path)).array
+    _image(tmp_path / "other", 9, **{name: value for name, value in tags.items() if value is not None})
+    if any(value is None for value in tags.values()):
+        dataset = pydicom.dcmread(tmp_path / "other")
+        for name in (name for name, value in tags.items() if value is None):
+            delattr(dataset, name)
+        dataset.save_as(tmp_path / "other")
+    assert np.array_equal(read_volume(tmp_path, series="1.2.3").array, expected)
+    if alone:
+        assert np.array_equal(read_volume(tmp_path).array, expected)
+    else:
+        with pytest.raises(UnreadableError, match="2 series") as refused:
+            read_volume(tmp_path)
+        assert refused.value.code == "several_series"
+
+
+def test_padding_takes_the_lowest_value_that_was_measured(tmp_path: Path) -> None:
+    """Also where it is written as unsigned beside signed pixels, and where an image holds nothing else."""
+    values = np.full((3, 4, 3), 50, np.int16)
+    values[0, 0, 1], values[1, 0, 1], values[:, :, 2], values[2, 2, 0] = -2000, 7, -2000, -5
+    for path in write_series(tmp_path, values):
+        dataset = pydicom.dcmread(path)
+        dataset.add_new("PixelPaddingValue", "US", 63536)
+        dataset.save_as(path)
+    array = read_volume(tmp_path).array[0]
+    assert (array[0, 0, 1], array[2, 2, 0], array.min()) == (7, -5, -5)
+    assert (array[:, :, 2] == -5).all()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd"])
+def test_itk_opens_the_mask_of_a_series_whose_axes_are_a_little_off_square(suffix: str, tmp_path: Path) -> None:
+    """ITK refuses an sform beyond some 5e-4; scanners write cosines of three decimals."""
+    turned = np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0].round(3)
+    write_series(tmp_path / "series", np.zeros((40, 30, 5), np.int16), axes=(*turned[0], *turned[1]))
+    image = read_volume(tmp_path / "series")
+    corner = (tmp_path / "mask").with_suffix(suffix)
+    write_labels(corner, np.ones(image.grid.shape, np.uint8), image)
+    mask = sitk.ReadImage(str(corner))
+    for index in ((0, 0, 0), (39, 29, 4)):
+        place = np.array([-1, -1, 1]) * (image.grid.affine @ (*index, 1))[:3]
+        np.testing.assert_allclose(mask.TransformIndexToPhysicalPoint(index), place, atol=0.15)
+    assert read_volume(corner).grid.close_to(image.grid)
 
 
 @pytest.mark.sample

@@ -196,6 +196,7 @@ ACCEPTED: list[tuple[str, Callable[[], Sequence[bytes | tuple[str, bytes]]]]] = 
     ("shuffled", lambda: [image(k) for k in SHUFFLED]),
     ("positions rounded to 0.1 mm", lambda: [_rounded(k) for k in range(5)]),
     ("other files beside", lambda: [*series(), ("DICOMDIR", b"x"), ("__MACOSX/._IM0", bytes(300))]),
+    ("a viewer beside", lambda: [("viewer.jar", zipped([("a.class", b"x")])), *series()]),
     ("a folder entry", lambda: [("study/", b""), *series()]),
     ("a report beside", lambda: [*series(), image(9, Modality="SR", SeriesInstanceUID="1.2.4")]),
     ("RLE", lambda: series(5, RLELossless)),

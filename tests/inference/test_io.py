@@ -138,9 +138,9 @@ def test_channels_on_different_grids_are_refused() -> None:
 def test_every_code_is_documented() -> None:
     package = Path(io.__file__).parent
     sources = [package / f"{name}.py" for name in ("io", "nifti", "nrrd", "dicom", "volume")]
-    text = "".join(path.read_text() for path in [*sources, *sorted((package / "gate").glob("*.py"))])
+    text = "".join(path.read_text("utf-8") for path in [*sources, *sorted((package / "gate").glob("*.py"))])
     codes = set(re.findall(r'code="([a-z_0-9]+)"', text)) | set(re.findall(r'"((?:decode|bad)_[a-z]+)"', text))
-    page = (Path(__file__).parents[2] / "docs" / "volumes.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "volumes.md").read_text("utf-8")
     assert len(codes) > 40
     assert sorted(code for code in codes if f"`{code}`" not in page) == []
 

@@ -119,15 +119,16 @@ def unpack(path: Path, folder: Path, limits: Limits) -> list[Path]:
 
     Raises:
         UnreadableError, LimitError: as ``check_directory``; also damaged data, sizes that differ from the declared
-            ones, an archive within the archive. What was written so far is the caller's to remove with the folder.
+            ones, no images but an archive within the archive. What was written so far is the caller's to remove with
+            the folder.
     """
     found = []
+    nested = False
     with path.open("rb") as file:
         for number, member in enumerate(check_directory(path, limits)):
             pieces = _inflated(file, member)
             first = next(pieces, b"")
-            if first[:4] == MAGIC:
-                raise UnreadableError("The zip holds another zip; pack the images themselves.", code="nested_archive")
+            nested = nested or first[:4] == MAGIC  # a .jar or .docx on a patient's CD, too
             if first[128:132] != b"DICM":
                 continue
             target = folder / f"{number:06d}.dcm"
@@ -136,6 +137,8 @@ def unpack(path: Path, folder: Path, limits: Limits) -> list[Path]:
                 for piece in pieces:
                     out.write(piece)
             found.append(target)
+    if nested and not found:
+        raise UnreadableError("The zip holds another zip; pack the images themselves.", code="nested_archive")
     return found
 
 
