@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hilum_inference import intensity
 from hilum_inference.errors import MismatchError, UnreadableError
 from hilum_inference.geometry import Box, ModelGrid, fit, oriented_axes
-from hilum_inference.manifest import Crop, Manifest
+from hilum_inference.manifest import Crop, Geometry, Manifest
 from hilum_inference.volume import Volume
 from hilum_inference.windows import Layout, Shape
 
@@ -224,46 +224,24 @@ class Source:
         return np.asarray(parts != parts[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
     def _resampled(
-        self, block: NDArray[np.float32], sweep: int, first: int, last: int, channel: int | None = None
+        self, block: NDArray[np.float32], sweep: int, first: int, last: int, channel: int
     ) -> NDArray[np.float32]:
-        """Resample a slab along all axes, the one that shrinks most first and the separate one last.
-
-        What a cubic spline overshoots is clipped to the range of its input, as scikit-image does for nnU-Net: of the
-        whole, or of each slice before those are interpolated. Without a ``channel`` it is not.
-        """
-        order = sorted(range(3), key=lambda a: -abs(block.strides[a]))
-        block = block.transpose(order)
-        maps, geometry, apart = self._grid.maps, self._manifest.geometry, self._separate_axis
-        spline = geometry.order == 3 and geometry.align == "edges"
-        ranges = self._ranges[channel] if spline and channel is not None else None
-        for axis in sorted(range(3), key=lambda a: (a == apart and spline, maps[a].size_out / maps[a].size_in)):
-            part = (first, last) if axis == sweep else None
-            if ranges is not None and axis == apart:
-                low, high = maps[axis].source_range(*part) if part else (0, maps[axis].size_in)
-                _hold(block, ranges[low:high], order.index(axis))
-            block = maps[axis].resample(block, order.index(axis), part)
-        if ranges is not None and apart is None:
-            _hold(block, np.array([[ranges[:, 0].min(), ranges[:, 1].max()]]), 0)
-        return block.transpose(np.argsort(order))
-
-    @cached_property
-    def _separate_axis(self) -> int | None:
-        """The axis that is not interpolated by the spline, whose slices nnU-Net resizes one by one."""
-        apart = [a for a, mapping in enumerate(self._grid.maps) if mapping.order != 3]
-        return apart[0] if apart else None
+        """``resampled``, of a slab of a channel."""
+        ranges = self._ranges[channel] if _is_held(self._manifest.geometry) else None
+        return _resampled(block, self._grid, self._manifest.geometry, ranges, (sweep, first, last))
 
     @cached_property
     def _ranges(self) -> list[NDArray[np.float32]]:
         """For each channel (slices along the separate axis, 2): least and greatest value that goes into the spline."""
-        axis = self._separate_axis or 0
+        axis = _separate_axis(self._grid) or 0
         before = self._manifest.intensity.stage == "before-resampling"
         ranges = []
-        for c, normaliser in enumerate(self.normalisers):
+        for c in range(len(self._view)):
             found = np.empty((self._view.shape[axis + 1], 2), np.float32)
             for n in range(len(found)):
                 values = self._stored(c, axis, n, n + 1)
                 if before:
-                    normaliser.apply(values)
+                    self.normalisers[c].apply(values)
                 found[n] = values.min(), values.max()
             ranges.append(found)
         return ranges
@@ -277,9 +255,57 @@ class Source:
             last = min(first + self._block, length)
             if resampled:
                 block = self._stored(channel, sweep, *mapping.source_range(first, last))
-                yield self._resampled(block, sweep, first, last)
+                yield self._resampled(block, sweep, first, last, channel)
             else:
                 yield self._stored(channel, sweep, first, last)
+
+
+def resampled(block: NDArray[np.float32], grid: ModelGrid, geometry: Geometry) -> NDArray[np.float32]:
+    """A whole channel, (d, h, w) of the box as ``grid.view`` gives it, on the model's grid.
+
+    The axis that shrinks most comes first and the separate one last. What a cubic spline overshoots is clipped to the
+    range of its input, as scikit-image does for nnU-Net: of the whole, or of each slice before those are interpolated.
+    """
+    ranges = None
+    if _is_held(geometry):
+        axis = _separate_axis(grid) or 0
+        across = tuple(a for a in range(3) if a != axis)
+        ranges = np.stack([block.min(axis=across), block.max(axis=across)], axis=1)
+    return _resampled(block, grid, geometry, ranges)
+
+
+def _resampled(
+    block: NDArray[np.float32],
+    grid: ModelGrid,
+    geometry: Geometry,
+    ranges: NDArray[np.float32] | None,
+    slab: tuple[int, int, int] | None = None,
+) -> NDArray[np.float32]:
+    """Of the whole, or of a ``slab``: an axis, and its first and last plane (left out) on the model's grid."""
+    order = sorted(range(3), key=lambda a: -abs(block.strides[a]))
+    block = block.transpose(order)
+    maps, apart = grid.maps, _separate_axis(grid)
+    spline = _is_held(geometry)
+    for axis in sorted(range(3), key=lambda a: (a == apart and spline, maps[a].size_out / maps[a].size_in)):
+        part = slab[1:] if slab is not None and axis == slab[0] else None
+        if ranges is not None and axis == apart:
+            low, high = maps[axis].source_range(*part) if part else (0, maps[axis].size_in)
+            _hold(block, ranges[low:high], order.index(axis))
+        block = maps[axis].resample(block, order.index(axis), part)
+    if ranges is not None and apart is None:
+        _hold(block, np.array([[ranges[:, 0].min(), ranges[:, 1].max()]]), 0)
+    return block.transpose(np.argsort(order))
+
+
+def _is_held(geometry: Geometry) -> bool:
+    """Whether nnU-Net's spline is asked for, which scikit-image holds in range."""
+    return geometry.order == 3 and geometry.align == "edges"
+
+
+def _separate_axis(grid: ModelGrid) -> int | None:
+    """The axis that is not interpolated by the spline, whose slices nnU-Net resizes one by one."""
+    apart = [a for a, mapping in enumerate(grid.maps) if mapping.order != 3]
+    return apart[0] if apart else None
 
 
 def _hold(block: NDArray[np.float32], ranges: NDArray[np.float32], axis: int) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from hilum_search.errors import RecipeError
+from hilum_search.sides import sided
 
 if TYPE_CHECKING:
     from hilum_search.recipe import Recipe
@@ -65,9 +65,6 @@ def _check_split(recipe: Recipe) -> None:
         )
 
 
-_SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])", re.IGNORECASE)
-
-
 def _check_flips(recipe: Recipe) -> None:
     names = {label.name for label in recipe.labels}
     swapped = [name for pair in recipe.augmentation.swap for name in pair]
@@ -79,9 +76,9 @@ def _check_flips(recipe: Recipe) -> None:
         return
     if swapped and axis is None:
         raise RecipeError("augmentation.swap needs an orientation: else nobody knows which axis runs left to right.")
-    sided = [name for name in sorted(names) if _SIDE.search(name) and name not in swapped]
-    if sided:
+    alone = [name for name in sided(sorted(names)) if name not in swapped]
+    if alone:
         raise RecipeError(
-            f"The label {sided[0]!r} has a side, and augmentation.flips mirrors left and right; "
+            f"The label {alone[0]!r} has a side, and augmentation.flips mirrors left and right; "
             "leave that axis out or name the pairs in augmentation.swap."
         )

@@ -21,7 +21,7 @@ from hilum_inference.geometry import ModelGrid, oriented_axes
 from hilum_inference.intensity import Normaliser
 from hilum_inference.io import read_volume, stack_channels
 from hilum_inference.manifest import Geometry, Manifest
-from hilum_inference.preprocess import model_grid
+from hilum_inference.preprocess import model_grid, resampled
 from hilum_inference.volume import Grid, Volume
 from hilum_search.cases import Dataset, Files, Part
 from hilum_search.errors import DataError, RecipeError
@@ -94,7 +94,7 @@ def load_case(files: Files, manifest: Manifest) -> Case:
         raise RecipeError("Training offers intensity rules after resampling only: augmentation works on stored values.")
     image, labels = read_pair(files)
     grid = model_grid(image, manifest)
-    values = _resampled(image, grid)
+    values = _resampled(image, grid, manifest.geometry)
     fitted = tuple(
         intensity.fit(manifest.intensity, manifest.intensity_steps(n), lambda n=n: [values[n]])  # type: ignore[misc]
         for n in range(len(values))
@@ -168,21 +168,25 @@ def class_table(labels: Sequence[Target], largest: int) -> NDArray[np.int64]:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, over the names and SHA-256 of the files in it and below."""
+    """SHA-256 of a file's bytes; of a folder, over the names and SHA-256 of the files in it and below.
+
+    Hidden files are passed over, as the Finder's .DS_Store.
+    """
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.is_file())
+        below = (each.relative_to(path) for each in path.rglob("*") if each.is_file())
+        files = sorted(path / each for each in below if not any(part.startswith(".") for part in each.parts))
         listed = [f"{each.relative_to(path).as_posix()} {content_digest(each)}" for each in files]
         return hashlib.sha256("\n".join(listed).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _resampled(volume: Volume, grid: ModelGrid) -> NDArray[np.float32]:
-    values = np.stack([volume.values(channel) for channel in range(volume.channels)])
-    block = np.ascontiguousarray(grid.view(values))
-    for axis, mapping in enumerate(grid.maps):
-        block = mapping.resample(block, axis + 1)
-    return block
+def _resampled(volume: Volume, grid: ModelGrid, geometry: Geometry) -> NDArray[np.float32]:
+    channels = []
+    for channel in range(volume.channels):
+        block = np.array(grid.view(volume.values(channel)[None])[0], order="C")  # written to where it is held in range
+        channels.append(resampled(block, grid, geometry))
+    return np.stack(channels)
 
 
 def _nearest(volume: Volume, grid: ModelGrid) -> NDArray[np.int64]:

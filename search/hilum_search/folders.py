@@ -115,6 +115,9 @@ def _names(own: str, *patterns: re.Pattern[str]) -> tuple[str, ...]:
 
 
 def _channel_files(case: str, paths: Sequence[Path]) -> tuple[Path, ...]:
+    alone = _CHANNEL.fullmatch(stem(paths[0]))
+    if len(paths) == 1 and alone and int(alone["channel"]) > 0 and stem(paths[0]) != case:
+        raise DataError(f"{paths[0].name} is a channel of {case}, and its channels before it are not there; add them.")
     if len(paths) == 1:
         return tuple(paths)
     numbers = [_CHANNEL.fullmatch(stem(path)) for path in paths]

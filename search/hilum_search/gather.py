@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hilum_search.cases import Dataset, Files, Part, Split
 from hilum_search.data import load_case, recipe_cases
 from hilum_search.errors import DataError
-from hilum_search.recipe import Recipe
+from hilum_search.recipe import Recipe, Target
 from hilum_search.record import Cases, Origin
-from hilum_search.sources import find_dataset
+from hilum_search.sources import PATIENTS, find_dataset, with_patients
 from hilum_search.splits import split_cases
 from hilum_search.store import Store
 from hilum_search.survey import CaseFacts, Survey, parse_survey, survey, to_json
@@ -39,11 +41,13 @@ def gather(
     Raises:
         DataError: missing, unreadable, mismatched or mislabelled cases; too few of them; a label without a voxel.
     """
-    dataset = recipe_cases(recipe, data) if recipe.file.cases else find_dataset(data)
+    dataset = listed(recipe, data) if recipe.file.cases else find_dataset(data)
+    check_names(recipe.labels, dataset)
     found = _survey(dataset, surveys or out, report)
     split = split_cases(dataset.cases, recipe.split)
     if recipe.split.validation_planes or recipe.split.test_planes:
         split = _within(split, recipe)
+    _check_apart(split, found)
     _check_channels(recipe, found)
     _check_labels(recipe, split, found)
     # What is scored must be the same each time: no smart cache.
@@ -51,6 +55,33 @@ def gather(
     validation = Store(split.validation, steady, out) if split.validation else ()
     test = Store(split.test, recipe.with_training(keep="no"), out) if split.test else ()
     return Cases(Store(split.train, recipe, out), validation, tuple(_origins(split, found)), test)
+
+
+def listed(recipe: Recipe, data: Path) -> Dataset:
+    """The cases that a recipe names, with the patients of ``patients.csv`` where it tells none."""
+    dataset = recipe_cases(recipe, data)
+    return dataclasses.replace(dataset, cases=tuple(with_patients(dataset.cases, data / PATIENTS)))
+
+
+def check_names(labels: Iterable[Target], dataset: Dataset) -> None:
+    """Refuse to take an id for one label where the dataset gives it the name of another.
+
+    Raises:
+        DataError: it does.
+    """
+    plain = {_plain(label.name): label.name for label in labels}
+    for label in labels:
+        for number in label.from_ids:
+            other = plain.get(_plain(dataset.labels.get(number, "")))
+            if other not in (None, label.name):
+                raise DataError(
+                    f"The id {number} is {label.name!r} by its from_ids and {other!r} by the names of the data in "
+                    f"{dataset.folder.name}; name the ids by a recipe whose from_ids are this data's."
+                )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
 
 
 def _within(split: Split, recipe: Recipe) -> Split:
@@ -74,7 +105,8 @@ def _within(split: Split, recipe: Recipe) -> Split:
 
 def _survey(dataset: Dataset, out: Path, report: Callable[[int, int], None] | None) -> Survey:
     path = out / SURVEY
-    found = survey(dataset.cases, report, _known(out), folder=dataset.folder, labels=dataset.labels)
+    known, names, channels = _known(out), dataset.labels, len(dataset.channels)
+    found = survey(dataset.cases, report, known, folder=dataset.folder, labels=names, channels=channels)
     out.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{SURVEY}.{os.getpid()}.partial")  # several processes of one run may write it
     partial.write_text(to_json(found))
@@ -88,6 +120,20 @@ def _known(out: Path) -> Survey | None:
         with contextlib.suppress(OSError, DataError):
             return parse_survey(path.read_bytes())
     return None
+
+
+def _check_apart(split: Split, found: Survey) -> None:
+    """Refuse one image under two names, of which one trains and the other is scored."""
+    images = {case.name: tuple(case.files.values())[:-1] for case in found.cases}
+    trained = {images[part.files.name]: part.files.name for part in split.train}
+    for part in (*split.validation, *split.test):
+        name = part.files.name
+        other = trained.get(images[name], name)
+        if other != name:
+            raise DataError(
+                f"{other}, which trains, and {name}, which is scored, hold the same image; leave one of them out, or "
+                f"give both the same patient ({PATIENTS})."
+            )
 
 
 def _check_channels(recipe: Recipe, found: Survey) -> None:

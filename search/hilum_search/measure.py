@@ -13,8 +13,9 @@ from hilum_inference.intensity import percentiles
 from hilum_inference.volume import Volume
 from hilum_search.errors import DataError
 
-POINTS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 100.0)
-"""Percentiles that are kept of the labelled voxels of a case."""
+_TAIL = (0.0, 0.01, 0.02, 0.05, *(n / 10 for n in range(1, 20)), 2.0, 5.0, 10.0, 25.0)
+POINTS = (*_TAIL, 50.0, *(100.0 - point for point in reversed(_TAIL)))
+"""Percentiles that are kept of the labelled voxels of a case; close at the ends, where cases differ most."""
 SAMPLED = 100_000
 """Labelled voxels of a case that are looked at; which ones is chance, the same each time."""
 LARGEST_ID = 65535

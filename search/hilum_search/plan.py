@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +22,7 @@ from hilum_search.errors import RecipeError
 from hilum_search.measure import Spread
 from hilum_search.plan_text import GAP, Choices, Frame, Labelled, write
 from hilum_search.recipe import parse_recipe
+from hilum_search.sides import pairs
 from hilum_search.survey import CaseFacts, Survey
 
 ANISOTROPY: Final = 3.0
@@ -44,9 +44,6 @@ AIR: Final = -500.0
 GIB: Final = 1 << 30
 
 Size = tuple[int, int, int]
-
-_SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])", re.IGNORECASE)
-_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def plan(dataset: Dataset, found: Survey, wishes: Wishes) -> str:
         labels=labels,
         spreads=tuple(found.labelled(channel) for channel in range(len(modalities))),
         unit=_unit(found),
-        swap=_pairs([label.name for label in labels]),
+        swap=pairs([label.name for label in labels]),
         size=size,
         batch=batch,
         used_gib=figures.training_bytes(batch) / GIB,
@@ -233,22 +230,3 @@ def _slab(frame: Frame) -> tuple[int, int] | None:
     held = round(HELD_PLANES * shortest)
     first = (shortest - held) // 2
     return (first, first + held) if shortest >= FEWEST_PLANES else None
-
-
-def _pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
-    """Labels that change places when left and right do; None where a side has no partner.
-
-    >>> _pairs(["liver", "kidney_left", "kidney_right"])
-    (('kidney_left', 'kidney_right'),)
-    >>> _pairs(["left lung", "liver"]) is None
-    True
-    """
-    partner = {name: _mirrored(name) for name in names if _SIDE.search(name)}
-    lower = {name.lower(): name for name in names}
-    if not all(other.lower() in lower for other in partner.values()):
-        return None
-    return tuple((name, lower[other.lower()]) for name, other in partner.items() if name < lower[other.lower()])
-
-
-def _mirrored(name: str) -> str:
-    return _SIDE.sub(lambda side: _OTHER[side[0].lower()], name)

@@ -110,7 +110,14 @@ def write_plan(
     dataset = find_dataset(data)
     beside = out.with_name(f"{out.stem}.survey.json")
     try:
-        found = survey(dataset.cases, report, _known(beside), folder=dataset.folder, labels=dataset.labels)
+        found = survey(
+            dataset.cases,
+            report,
+            _known(beside),
+            folder=dataset.folder,
+            labels=dataset.labels,
+            channels=len(dataset.channels),
+        )
     except BadCasesError as error:
         for problem in error.problems[1:SHOWN_PROBLEMS]:
             typer.echo(problem, err=True)

@@ -18,6 +18,7 @@ from hilum_search.cases import Dataset, Files, Layout
 from hilum_search.errors import DataError
 from hilum_search.folders import dicom_cases, paired_cases, stem, visible
 
+PATIENTS = "patients.csv"
 UNDERSTOOD = (
     "a dataset.json of the Medical Segmentation Decathlon or of nnU-Net; folders images/ and labels/ with files of "
     "equal names; files NAME.nii.gz beside NAME_seg.nii.gz; or one folder a case with a DICOM series in a sub-folder "
@@ -48,7 +49,7 @@ def find_dataset(folder: Path) -> Dataset:
     found = _find(folder)
     if not found.cases:
         raise DataError(f"{folder.name} is laid out as {found.layout} but holds no labelled case.")
-    cases = sorted(_with_patients(found.cases, folder / "patients.csv"), key=lambda files: files.name)
+    cases = sorted(with_patients(found.cases, folder / PATIENTS), key=lambda files: files.name)
     return dataclasses.replace(found, cases=tuple(cases))
 
 
@@ -193,8 +194,12 @@ def _labels(fields: Mapping[str, Any]) -> dict[int, str]:
     return {number: name for number, name in sorted(found.items()) if number}
 
 
-def _with_patients(cases: Sequence[Files], table: Path) -> list[Files]:
-    """The cases with the patients that a table tells, where they have none."""
+def with_patients(cases: Sequence[Files], table: Path) -> list[Files]:
+    """The cases with the patients that a table tells, by name or by that of the reference, where they have none.
+
+    Raises:
+        DataError: a table without its columns, with a case of two patients, or without one of the cases.
+    """
     if not table.is_file():
         return list(cases)
     with table.open(newline="", encoding="utf-8-sig") as file:
@@ -206,9 +211,10 @@ def _with_patients(cases: Sequence[Files], table: Path) -> list[Files]:
         case, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
         if patients.setdefault(case, patient) != patient:
             raise DataError(f"{table.name} gives the case {case} two patients; keep one.")
-    unknown = next((files.name for files in cases if not (files.patient or files.name in patients)), None)
-    if unknown is not None:  # a misspelt name would let a patient stand on both sides of a split
-        raise DataError(f"{table.name} does not name the case {unknown}; give each case a row.")
-    return [
-        files if files.patient else dataclasses.replace(files, patient=patients.get(files.name, "")) for files in cases
-    ]
+    found = []
+    for files in cases:
+        name = next((name for name in (files.name, stem(files.labels)) if name in patients), None)
+        if name is None and not files.patient:  # a misspelt name would let a patient stand on both sides of a split
+            raise DataError(f"{table.name} does not name the case {files.name}; give each case a row.")
+        found.append(files if files.patient else dataclasses.replace(files, patient=patients[str(name)]))
+    return found

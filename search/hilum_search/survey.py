@@ -23,7 +23,7 @@ from hilum_search.errors import BadCasesError, DataError
 from hilum_search.measure import ChannelFacts, Spread, channel_facts, count_ids, filled_shape, mixed
 from hilum_search.reference import read_reference
 
-FORMAT: Final = "hilum.survey/1"
+FORMAT: Final = "hilum.survey/2"
 
 Report = Callable[[int, int], None]
 """Told how many cases are done, and of how many."""
@@ -62,7 +62,7 @@ class Survey:
     """What was found in all cases, in the order in which they were given."""
 
     cases: tuple[CaseFacts, ...]
-    format: Literal["hilum.survey/1"] = FORMAT
+    format: Literal["hilum.survey/2"] = FORMAT
 
     @property
     def voxels(self) -> dict[int, int]:
@@ -119,6 +119,7 @@ def survey(
     *,
     folder: Path | None = None,
     labels: Mapping[int, str] | None = None,
+    channels: int = 0,
 ) -> Survey:
     """Read every case once, one at a time, check it, and gather its figures.
 
@@ -128,11 +129,12 @@ def survey(
         known: an earlier survey: a case whose files are the same is not read again.
         folder: of the dataset: sentences and records name files relative to it; else the one that holds all files.
         labels: id to name as the dataset names them; another id is refused. None or empty: any id will do.
+        channels: that the dataset names; 0: as many as the cases have.
 
     Raises:
         BadCasesError: the first case that cannot be trained on, and how many more; ``problems`` holds all sentences.
     """
-    cases, wrong = _examine(files, report, known, folder or _home(files), labels or {})
+    cases, wrong = _examine(files, report, known, folder or _home(files), labels or {}, channels)
     if wrong:
         raise BadCasesError(wrong)
     return Survey(tuple(cases))
@@ -156,10 +158,15 @@ def _home(files: Sequence[Files]) -> Path:
 
 
 def _examine(
-    files: Sequence[Files], report: Report | None, known: Survey | None, folder: Path, labels: Mapping[int, str]
+    files: Sequence[Files],
+    report: Report | None,
+    known: Survey | None,
+    folder: Path,
+    labels: Mapping[int, str],
+    channels: int = 0,
 ) -> tuple[list[CaseFacts], list[str]]:
     """Cases that can be trained on, and sentences for those that cannot."""
-    seen = {tuple(sorted(case.files.items())): case for case in (known.cases if known else ())}
+    seen = {tuple(case.files.items()): case for case in (known.cases if known else ())}  # in the order of channels
     cases: list[CaseFacts] = []
     wrong = [f"Two cases are named {name}; names must differ." for name in _twice(files)]
     if not files:
@@ -171,7 +178,7 @@ def _examine(
             wrong.append(error.message)
         if report is not None:
             report(done, len(files))
-    return cases, wrong + list(_together(cases, files, folder, labels))
+    return cases, wrong + list(_together(cases, files, folder, labels, channels))
 
 
 def _twice(files: Sequence[Files]) -> list[str]:
@@ -179,11 +186,13 @@ def _twice(files: Sequence[Files]) -> list[str]:
 
 
 def _together(
-    cases: Sequence[CaseFacts], files: Sequence[Files], folder: Path, labels: Mapping[int, str]
+    cases: Sequence[CaseFacts], files: Sequence[Files], folder: Path, labels: Mapping[int, str], channels: int
 ) -> Iterator[str]:
     """What shows only beside the dataset's description or beside the other cases."""
     places = {each.name: relative(each.labels, folder) for each in files}
     usual = Counter(len(case.channels) for case in cases).most_common(1)
+    if channels and usual and usual[0][0] != channels:
+        yield f"The dataset names {channels} channels, and the image of {cases[0].name} has {len(cases[0].channels)}."
     for case in cases:
         unnamed = sorted(set(case.voxels) - set(labels) - {0}) if labels else []
         if unnamed:
@@ -205,7 +214,7 @@ def _together(
 
 def _facts(each: Files, folder: Path, seen: Mapping[tuple[tuple[str, str], ...], CaseFacts]) -> CaseFacts:
     digests = _digests(each, folder)
-    before = seen.get(tuple(sorted(digests.items())))
+    before = seen.get(tuple(digests.items()))
     if before is not None:
         return dataclasses.replace(before, name=each.name, patient=each.patient)
     image, labels = _pair(each, folder)

@@ -16,6 +16,7 @@ from hilum_search.data import recipe_cases
 from hilum_search.errors import DataError, RecipeError
 from hilum_search.evaluate import Opened, Report, evaluate, open_folds, open_model
 from hilum_search.evaluation import Book, Evaluation
+from hilum_search.gather import check_names
 from hilum_search.recipe import Recipe, Target, recipe_of
 from hilum_search.recorded import Asked, Choice, Recorded, ask, part_for, read_record
 from hilum_search.trained import ENSEMBLE, TRAINING
@@ -116,13 +117,14 @@ def targets_of(
     labels, else by name as in the run beside it, else its own ids.
 
     Raises:
-        DataError: recipe, data or run lack a label of the model.
+        DataError: recipe, data or run lack a label of the model, or the data gives its id the name of another.
     """
     names = dict.fromkeys(dataset.labels.values())
     by_name = {name: tuple(i for i, other in dataset.labels.items() if other == name) for name in names}
     if recipe is not None:
         ids, where = _ids(recipe), f"The recipe {recipe.name}"
     elif opened.training is not None:
+        check_names(opened.labels, dataset)
         return opened.labels
     elif by_name:
         ids, where = by_name, f"The data in {dataset.folder.name}"

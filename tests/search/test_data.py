@@ -90,8 +90,33 @@ def test_a_digest_covers_a_file_or_the_files_of_a_folder(files: Files, tmp_path:
     series.mkdir()
     (series / "a.dcm").write_bytes(b"one")
     before = content_digest(series)
+    (series / ".DS_Store").write_bytes(b"the Finder was here")
+    assert content_digest(series) == before
     (series / "a.dcm").rename(series / "b.dcm")
     assert content_digest(series) != before
+
+
+@pytest.mark.parametrize("separate", ["", 'separate_z = "always"'])
+@pytest.mark.parametrize("how", ["", "order = 3", 'align = "edges"', 'order = 3\nalign = "edges"'])
+@pytest.mark.parametrize(
+    "rule", ['{ rule = "window", low = 0.0, high = 200.0, clip = false }', '{ rule = "z-score", scope = "volume" }']
+)
+def test_training_sees_what_serving_sees(rule: str, how: str, separate: str, files: Files, recipe_text: str) -> None:
+    """A spline overshoots at an edge, and nnU-Net's is held in range."""
+    spacing = "spacing = [2.0, 2.0, 2.0]"
+    described = parse_recipe(
+        recipe_text.replace(spacing, f"spacing = [1.3, 1.3, 2.9]\n{how}\n{separate}").replace(
+            '{ rule = "window", low = 0.0, high = 200.0 }', rule
+        )
+    ).manifest()
+    case = load_case(files, described)
+    volume = read_volume(files.images[0])
+    source = Source(volume, model_grid(volume, described), described)
+    seen = np.full((1, *source.layout.shape), np.nan, np.float32)
+    for start in source.layout:
+        where = tuple(slice(at, at + size) for at, size in zip(start, source.layout.size, strict=True))
+        seen[(slice(None), *where)] = source.window(start)
+    np.testing.assert_allclose(normalise(case.image, case.normalisers), seen, atol=2e-5)
 
 
 def test_another_file_under_the_same_name_is_refused(files: Files, recipe_text: str, tmp_path: Path) -> None:

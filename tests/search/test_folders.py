@@ -59,6 +59,12 @@ def test_numbered_channels(tmp_path: Path) -> None:
     assert find_dataset(tmp_path).channels == ("image-0", "image-1")
 
 
+def test_a_channel_without_those_before_it(tmp_path: Path) -> None:
+    _fill(tmp_path, "images/a_0001.nii.gz", "labels/a.nii.gz", "images/b_0000.nii.gz", "labels/b.nii.gz")
+    with pytest.raises(DataError, match=r"a_0001\.nii\.gz is a channel of a, and its channels before it are not there"):
+        find_dataset(tmp_path)
+
+
 def test_numbered_cases_are_no_channels(tmp_path: Path) -> None:
     _fill(tmp_path, *(f"{side}/scan_000{n}.nii.gz" for side in ("images", "labels") for n in (0, 1)))
     assert [name for name, _, _ in _pairs(tmp_path)] == ["scan_0000", "scan_0001"]

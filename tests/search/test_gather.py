@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,12 @@ def folder(files: Files, tmp_path: Path) -> Path:
 
 
 def folder_of(count: int, files: Files, into: Path) -> Path:
-    """A folder of so many equal pairs."""
+    """A folder of so many pairs of the same voxels, each packed at another time."""
     for number in range(count):
         for kind, source in (("images", files.images[0]), ("labels", files.labels)):
             (into / kind).mkdir(parents=True, exist_ok=True)
-            (into / kind / f"case{number}.nii.gz").write_bytes(source.read_bytes())
+            packed = source.read_bytes()
+            (into / kind / f"case{number}.nii.gz").write_bytes(packed[:4] + number.to_bytes(4, "little") + packed[8:])
     return into
 
 
@@ -75,8 +77,65 @@ def test_a_label_without_a_voxel_is_named(recipe_text: str, folder: Path, tmp_pa
 
 def test_other_channels_than_the_recipes_are_refused(recipe_text: str, folder: Path, tmp_path: Path) -> None:
     two = recipe_text.replace("[[labels]]", '[[channels]]\nname = "pet"\n\n[[labels]]', 1)
-    with pytest.raises(DataError, match="has 1 channels"):
+    with pytest.raises(DataError, match="names 2 channels, and the image of phantom has 1"):
         gather(parse_recipe(two), folder, tmp_path / "run")
+
+
+def test_ids_that_the_data_names_otherwise_are_refused(open_recipe: Recipe, files: Files, tmp_path: Path) -> None:
+    """Another hospital numbers the same organs in another order."""
+    data = folder_of(2, files, tmp_path / "data")
+    (data / "images").rename(data / "imagesTr")
+    (data / "labels").rename(data / "labelsTr")
+    for path in (data / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
+    about = {"channel_names": {"0": "CT"}, "numTraining": 2, "file_ending": ".nii.gz"}
+    for labels in ({"background": 0, "A-ball": 7, "rod 1": 3, "rod 2": 4}, {"ball": 7, "rod": 3, "other": 4}):
+        (data / "dataset.json").write_text(json.dumps(about | {"labels": labels}))
+        gather(open_recipe, data, tmp_path / "run")
+    (data / "dataset.json").write_text(json.dumps(about | {"labels": {"Rod": 7, "Ball": 3, "other": 4}}))
+    with pytest.raises(DataError, match="id 7 is 'ball' by its from_ids and 'rod' by the names of the data in data"):
+        gather(open_recipe, data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("patients", ["", "case,patient\ncase0,p\ncase1,p\ncase2,q\ncase3,r\n"])
+def test_one_image_does_not_train_and_validate(
+    patients: str, open_recipe: Recipe, files: Files, tmp_path: Path
+) -> None:
+    data = folder_of(4, files, tmp_path / "data")
+    (data / "images" / "case1.nii.gz").write_bytes((data / "images" / "case0.nii.gz").read_bytes())
+    if patients:
+        (data / "patients.csv").write_text(patients)
+    told = []
+    for fold in range(2):
+        try:
+            gather(open_recipe.with_split(fold=fold, folds=2), data, tmp_path / "run")
+        except DataError as error:
+            told.append(error.message)
+    if patients:
+        assert told == []
+    else:
+        assert told and all("case0" in each and "case1" in each and "the same image" in each for each in told)
+
+
+def test_patients_of_the_table_count_for_cases_that_a_recipe_names(
+    recipe: Recipe, files: Files, tmp_path: Path
+) -> None:
+    data = folder_of(4, files, tmp_path / "data")
+    listed = [
+        {"image": f"images/case{n}_0000.nii.gz", "labels": f"labels/case{n}.nii.gz", "patient": ""} for n in range(4)
+    ]
+    for n in range(4):
+        (data / "images" / f"case{n}.nii.gz").rename(data / "images" / f"case{n}_0000.nii.gz")
+    (data / "patients.csv").write_text("case,patient\ncase0,p\ncase1,p\ncase2,q\ncase3,q\n")
+    cases = tuple(recipe.file.cases[0].model_copy(update=each) for each in listed)
+    chosen = dataclasses.replace(recipe, file=recipe.file.model_copy(update={"cases": cases}))
+    for fold in range(2):
+        found = gather(chosen.with_split(fold=fold, folds=2), data, tmp_path / "run").origins
+        sides = [{each.patient for each in found if each.part == part} for part in ("train", "validation")]
+        assert sorted(len(side) for side in sides) == [1, 1] and sides[0] != sides[1]
+    (data / "patients.csv").write_text("case,patient\ncase0,p\n")
+    with pytest.raises(DataError, match="does not name the case case1_0000"):
+        gather(chosen, data, tmp_path / "run")
 
 
 def test_a_damaged_survey_is_made_again(recipe: Recipe, folder: Path, tmp_path: Path) -> None:

@@ -103,6 +103,18 @@ def test_cases_put_together(cases: list[tuple[float, float]]) -> None:
         assert abs(share - point) < (0.5 if point in (0.5, 99.5) else 3)
 
 
+def test_what_few_cases_hold_does_not_smear_the_ends() -> None:
+    """Metal in half of the cases, 0.6 % of their voxels: the percentile 99.5 of all lies beside it."""
+    rng = np.random.default_rng(2)
+    parts = [rng.normal(100, 40, 50_000).astype(np.float32) for _ in range(20)]
+    for part in parts[::2]:
+        part[:300] = 3000
+    together = np.concatenate(parts)
+    found = mixed([measure._spread(part) for part in parts])
+    for point in (0.5, 99.5):
+        assert found.at(point) == pytest.approx(np.percentile(together, point), abs=4)
+
+
 def test_one_case_put_together_is_itself() -> None:
     spread = Spread(tuple(float(p) for p in POINTS), 3.0, 2.0)
     assert mixed([spread]) == spread

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilum_inference.manifest import Clip, ZScore
-from hilum_search import plan as module
-from hilum_search import plan_text
+from hilum_search import plan_text, sides
 from hilum_search.architecture import C2FNAS
 from hilum_search.cases import Dataset
 from hilum_search.cost import cost
@@ -194,6 +193,25 @@ def test_sides() -> None:
     assert (lonely.augmentation.flips, lonely.augmentation.swap) == ((1, 2), ())
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("LeftKidney", "RightKidney"), (("LeftKidney", "RightKidney"),)),
+        (("kidneyLeft", "kidneyRight"), (("kidneyLeft", "kidneyRight"),)),
+        (("KIDNEY_LEFT", "kidney_right"), (("KIDNEY_LEFT", "kidney_right"),)),
+        (("Lkidney", "Rkidney"), (("Lkidney", "Rkidney"),)),
+        (("kidney_l", "kidney_r", "vertebrae_L1"), (("kidney_l", "kidney_r"),)),
+        (("rib L1", "rib R1", "spleen"), (("rib L1", "rib R1"),)),
+        (("L5", "Lung", "RCA", "LAD"), ()),
+        (("RV", "MYO", "LV"), ()),
+        (("lung left", "liver"), None),
+        (("LeftLung", "liver"), None),
+    ],
+)
+def test_pairs_of_sides(names: tuple[str, ...], expected: tuple[tuple[str, str], ...] | None) -> None:
+    assert sides.pairs(names) == expected
+
+
 def test_thick_planes_turn_within_themselves_only() -> None:
     recipe = _planned(*(_case(str(n), (200, 200, 30), (1.0, 1.0, 5.0)) for n in range(5)))
     assert recipe.augmentation.rotation == (0, 0, 20)
@@ -226,6 +244,6 @@ def test_odd_names_survive_toml() -> None:
 
 
 def test_examples_of_the_docstrings() -> None:
-    for each in (module, plan_text):
+    for each in (sides, plan_text):
         found = doctest.testmod(each)
         assert found.attempted > 0 and found.failed == 0

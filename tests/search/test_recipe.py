@@ -53,6 +53,17 @@ def test_labels_with_sides_are_not_mirrored_unless_their_pairs_are_named(recipe_
         parse_recipe(sided.replace("[augmentation]", swap.replace('"kidney right"', '"spleen"')))
 
 
+def test_a_lumbar_vertebra_has_no_side(recipe_text: str) -> None:
+    for names, lies in ((("vertebrae_L1", "vertebrae_L2"), False), (("LeftKidney", "spleen"), True)):
+        text = recipe_text.replace('"ball"', f'"{names[0]}"').replace('"rod"', f'"{names[1]}"')
+        text = text.replace("[augmentation]", "[augmentation]\nflips = [0, 1, 2]")
+        if not lies:
+            assert parse_recipe(text).augmentation.flips == (0, 1, 2)
+            continue
+        with pytest.raises(RecipeError, match="'LeftKidney' has a side"):
+            parse_recipe(text)
+
+
 def test_sides_follow_the_windows_axes(recipe_text: str) -> None:
     turned = recipe_text.replace('orientation = "RAS"', 'orientation = "RAS"\naxes = [2, 1, 0]')
     assert parse_recipe(turned).sided_axis == 2

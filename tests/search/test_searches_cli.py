@@ -142,6 +142,17 @@ def test_the_best_path_is_scaled_within_the_limits(
         search_app([*c2fnas, "--out", str(tmp_path), "--scale-window", "16"])
 
 
+@pytest.mark.parametrize("limit", [["--max-params", "20000"], ["--max-gmac", "0.05"]], ids=["parameters", "gmac"])
+def test_a_path_that_no_size_fits_stays_as_it_is(
+    limit: list[str], c2fnas: list[str], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0] / "children", tmp_path / "children")
+    said = run(*c2fnas, "--out", str(tmp_path), "--scale-filters", "16", "--scale-window", "16x16x16", *limit)
+    assert "No size asked for by --scale keeps the limits" in said
+    found = report(tmp_path)
+    assert (found["scaled"], found["found"]["filters"]) == ([], 2)
+
+
 def _last(said: str) -> str:
     return said.splitlines()[-1]
 

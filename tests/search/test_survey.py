@@ -191,6 +191,23 @@ def test_another_number_of_channels(tmp_path: Path) -> None:
     assert "The image of a has 2 channels where the other cases have 1" in _wrong(tmp_path, *files)
 
 
+def test_another_number_of_channels_than_the_dataset_names(tmp_path: Path) -> None:
+    for count in (1, 3):
+        with pytest.raises(BadCasesError, match=f"names {count} channels, and the image of a has 2"):
+            survey([_case(tmp_path, "a", channels=2)], folder=tmp_path, channels=count)
+    survey([_case(tmp_path, "a", channels=2)], folder=tmp_path, channels=2)
+
+
+def test_channels_that_change_places_are_read_again(tmp_path: Path) -> None:
+    one, two = _case(tmp_path, "one"), _case(tmp_path, "two", 1)
+    _write(two.images[0], np.full((8, 7, 6), 900, np.int16))
+    both = Files((one.images[0], two.images[0]), one.labels, "both")
+    [before] = (known := survey([both], folder=tmp_path)).cases
+    turned_round = dataclasses.replace(both, images=both.images[::-1])
+    [after] = survey([turned_round], None, known, folder=tmp_path).cases
+    assert after.channels == before.channels[::-1] != before.channels
+
+
 def test_channels_on_different_grids(tmp_path: Path) -> None:
     files = _case(tmp_path, "a")
     other = _write(tmp_path / "images/other.nii.gz", np.zeros((8, 7, 9), np.int16))

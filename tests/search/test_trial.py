@@ -74,6 +74,8 @@ def test_labels_are_named_by_recipe_run_data_or_model(recipe: Recipe, recipe_tex
     assert [label.from_ids for label in targets_of(published, named)] == [(2,), (1, 5)]
     run = opened(recipe, training={})
     assert targets_of(run, named) == run.labels
+    with pytest.raises(DataError, match=r"id 7 is 'ball' by its from_ids and 'rod' by the names of the data"):
+        targets_of(run, dataclasses.replace(data, labels={7: "Rod", 3: "Ball"}))
     other = parse_recipe(recipe_text.replace("from_ids = [7]", "from_ids = [8]"))
     assert targets_of(run, named, other)[0].from_ids == (8,)
     assert targets_of(published, data, None, other)[0].from_ids == (8,), "as the run beside it"

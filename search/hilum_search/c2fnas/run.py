@@ -138,9 +138,11 @@ def _sizes(recipe: Recipe, plan: Plan) -> list[scale.Scaled]:
 def told(out: Path, report: Mapping[str, Any]) -> list[str]:
     """The report in a few lines."""
     final, coarse_part = report["retrained"]["found"], report["coarse"]
+    asked = report["plan"]["scaling"] and not report["scaled"]
     levels = " ".join(map(str, coarse_part["best"]))
     return [
         f"Topology {levels}; {coarse_part['steps']} steps of children instead of {coarse_part['full_steps']}",
+        *(["No size asked for by --scale keeps the limits: the path stays as it is"] if asked else []),
         f"Mean Dice: {report['inherited']:.3f} on validation with the super-net's weights, {final['mean']:.3f} on the "
         "test cases retrained",
         f"{hours_of(report)}; all paths that were ranked: {out / PAGE}",
@@ -294,19 +296,23 @@ def _supernet(driver: Driver, plan: Plan, cases: Cases, topology: int, allowed: 
 
 
 def _scaled(driver: Driver, plan: Plan, base: C2FNAS, allowed: Allowed) -> scale.Scaling | None:
-    """The best path at other sizes, each trained and scored as a child; the limits hold for it too.
+    """The best path at other sizes, each trained and scored as a child; None where no size keeps the limits.
 
-    Raises:
-        ArchitectureError: no size keeps the limits.
+    Which path will be the best is known after everything else is paid for, so that this ends no search.
     """
     if plan.scaling is None:
         return None
     shapes, most = allowed.shapes, plan.limits.gmac
     budget = scale.Budget(None if most is None else round(most * GIGA), plan.limits.latency_ms)
     timed = None if budget.latency_ms is None else functools.partial(_milliseconds, driver, shapes)
-    every = scale.grid(base, plan.scaling, shapes.in_channels, shapes.classes, budget, timed)
+    try:
+        every = scale.grid(base, plan.scaling, shapes.in_channels, shapes.classes, budget, timed)
+    except scale.TooLargeError:
+        return None
     params = plan.limits.params
     sizes = [one for one in every if params is None or one.cost.parameters <= params]
+    if not sizes:
+        return None
     evaluate = driver.evaluator(SCALE, len(sizes))
 
     def scores(networks: Sequence[tuple[Architecture, Window]]) -> list[float]:

@@ -110,7 +110,8 @@ def grid(
 
     Raises:
         ArchitectureError: nothing to combine, too few cells, a window that is no multiple of the network's stride, a
-            budget of latency without a measure, a budget that no combination keeps.
+            budget of latency without a measure.
+        TooLargeError: a budget that no combination keeps.
     """
     if budget.latency_ms is not None and latency is None:
         raise ArchitectureError("A budget of latency needs a measure of it: give latency, or limit macs.")
@@ -176,10 +177,14 @@ def _ms(one: Scaled) -> float:
     return math.inf if one.latency_ms is None else one.latency_ms
 
 
-def _nothing(smallest: Scaled) -> ArchitectureError:
+class TooLargeError(ArchitectureError):
+    """No size of a grid keeps the budget."""
+
+
+def _nothing(smallest: Scaled) -> TooLargeError:
     sides = "x".join(map(str, smallest.window))
     time = "" if smallest.latency_ms is None else f" and {smallest.latency_ms:.3g} ms"
-    return ArchitectureError(
+    return TooLargeError(
         f"No network of the grid keeps the budget: the smallest, with {len(smallest.architecture.levels)} cells, "
         f"{smallest.architecture.filters} filters and a window of {sides}, takes {smallest.cost.macs / 1e9:.3g} GMAC"
         f"{time}; allow more or give smaller values."
