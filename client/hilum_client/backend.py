@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +28,8 @@ class Backend(Protocol):
         """All models that can be asked for."""
         ...
 
-    def segment(self, image: Input, *, model: str | None, out: Path, progress: Progress | None) -> Result:
-        """Segment one image (or channel name -> image) into a file."""
+    def segment(self, image: Input, *, model: ModelInfo | str | None, out: Path, progress: Progress | None) -> Result:
+        """Segment one image (or channel name -> image) into a file; the result says what made it."""
         ...
 
 
@@ -44,7 +46,7 @@ class Where:
 
 @contextmanager
 def open_backend(where: Where, user: str) -> Iterator[Backend]:
-    """The back-end, closed at the end.
+    """The back-end, closed at the end. Until then SIGTERM stops the work as Ctrl-C does.
 
     Raises:
         InputError: a variant is asked of a server.
@@ -58,15 +60,29 @@ def open_backend(where: Where, user: str) -> Iterator[Backend]:
             )
         from hilum_client.client import Client
 
-        with Client(where.server, where.key) as client:
+        with interruptible(), Client(where.server, where.key) as client:
             yield client
         return
     local = load("hilum_inference.local:LocalClient", "inference", f"{user} without --server")
     client = local(repositories=repositories(where), threads=where.threads, variant=where.variant)
     try:
-        yield InProcess(client)
+        with interruptible():
+            yield InProcess(client)
     finally:
         client.close()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt here, so that jobs are cancelled, and what was sent or half written removed."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def repositories(where: Where) -> list[Path]:
@@ -98,9 +114,10 @@ class InProcess:
         """The variants that cannot be used, of each model: name -> variant -> why."""
         return {name: dict(variants) for name, variants in self._local.refused_variants().items()}
 
-    def segment(self, image: Input, *, model: str | None, out: Path, progress: Progress | None) -> Result:
-        """Segment one image into a file."""
-        done = self._local.segment(image, model=model, out=out, progress=progress)
+    def segment(self, image: Input, *, model: ModelInfo | str | None, out: Path, progress: Progress | None) -> Result:
+        """Segment one image into a file; by one of ``models`` with that very version."""
+        name, version = (model.name, int(model.version)) if isinstance(model, ModelInfo) else (model, None)
+        done = self._local.segment(image, model=name, version=version, out=out, progress=progress)
         return Result(
             model=done.model,
             version=str(done.version),

@@ -13,9 +13,9 @@ import typer
 
 from hilum_client import wire
 from hilum_client.backend import Where, chosen, open_backend
-from hilum_client.errors import ConnectError, InputError, MissingExtra, told, told_file
+from hilum_client.errors import ConnectError, InputError, MissingExtra, told
 from hilum_client.layouts import LAYOUTS, Case, Source, check_labels, find_cases, find_task, named
-from hilum_client.options import Key, Model, Repository, Server, Threads, Variant, application
+from hilum_client.options import Force, Key, Model, Repository, Server, Threads, Variant, application
 from hilum_client.payload import dicom_files, read_chunks
 from hilum_client.report import Entry, Report
 
@@ -40,10 +40,11 @@ class Watch(Protocol):
         ...
 
 
-def run_batch(cases: Sequence[Case], segment: Segment, report: Report, watch: Watch) -> int:
+def run_batch(cases: Sequence[Case], segment: Segment, report: Report, watch: Watch, *, force: bool = False) -> int:
     """Segment what the report does not hold yet, writing it after every case; how many cases failed.
 
     A case is finished where the report names the same content, model digest and mask. A failed one is tried again.
+    A mask that lies there and that no batch wrote is left alone, and its case fails, unless ``force``.
     The report is written in any case, also with no case done.
 
     Raises:
@@ -54,24 +55,24 @@ def run_batch(cases: Sequence[Case], segment: Segment, report: Report, watch: Wa
     try:
         for case in cases:
             watch.begins(case)
-            entry, skipped = _entry(case, segment, report)
-            if not skipped:
+            entry, skipped = _entry(case, segment, report, force)
+            if entry.status == "failed":
                 report.add(entry)
-                failed += entry.status == "failed"
+                failed += 1
             watch.ended(entry, skipped)
     finally:
         report.write()
     return failed
 
 
-def _entry(case: Case, segment: Segment, report: Report) -> tuple[Entry, bool]:
-    """The entry of a case, and whether an earlier run had finished it."""
+def _entry(case: Case, segment: Segment, report: Report, force: bool) -> tuple[Entry, bool]:
+    """The entry of a case (a done one is in the report already), and whether an earlier run had finished it."""
     try:
         content = content_hash(case.path, *case.further)
-    except OSError as error:
-        return report.failed(case.name, "", *told_file(error), 0.0), False
-    known = report.finished(case.name, content)
-    return (known, True) if known is not None else (_one(case, content, segment, report), False)
+        known = report.finished(case.name, content, case.mask.as_posix())
+    except (OSError, ValueError) as error:  # a name that no encoding takes is a ValueError
+        return report.failed(case.name, "", *_reason(error), 0.0), False
+    return (known, True) if known is not None else (_one(case, content, segment, report, force), False)
 
 
 def content_hash(path: Path, *further: Path) -> str:
@@ -82,27 +83,57 @@ def content_hash(path: Path, *further: Path) -> str:
         return digest.hexdigest()
     for file in dicom_files(path) if path.is_dir() else [path]:
         if path.is_dir():
-            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+            head = f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0"
+            digest.update(head.encode("utf-8", "surrogateescape"))  # a file's name need not be text
         for chunk in read_chunks(file):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _one(case: Case, content: str, segment: Segment, report: Report) -> Entry:
-    """One case, done or failed; an error that is no fault of the case goes on upwards."""
+def _one(case: Case, content: str, segment: Segment, report: Report, force: bool) -> Entry:
+    """One case, done or failed; an error that is no fault of the case goes on upwards.
+
+    The mask is made beside its place and goes there once the report names it: however hard a batch is stopped, what
+    lies there is ours where the report says so, and nobody else's work is lost.
+    """
     start = time.perf_counter()
-    mask = report.folder / case.mask
+    name, mask = case.mask.as_posix(), report.folder / case.mask
+    part = mask.with_name(f".hilum-{mask.name}")
     try:
+        _check_free(report, name, force)
         mask.parent.mkdir(parents=True, exist_ok=True)
-        result = segment(case.source, mask)
-        return report.done(case.name, content, case.mask.as_posix(), result.statistics, time.perf_counter() - start)
+        result = segment(case.source, part)
+        entry = report.done(case.name, content, name, result, part, time.perf_counter() - start)
+        _check_free(report, name, force)  # once more: a case takes minutes
+        mask.unlink(missing_ok=True)
+        report.add(entry)
+        part.replace(mask)
+        return entry
     except (ConnectError, MissingExtra, ModuleNotFoundError):  # no other case would fare better
         raise
     except Exception as error:  # a night's batch outlives a defect that one case brings to light
-        mask.unlink(missing_ok=True)  # that of an earlier content
+        if report.ours(name):
+            mask.unlink(missing_ok=True)  # that of an earlier content
         if told(error) is None:
             log.exception("A case failed in a way that was not foreseen.")
         return report.failed(case.name, content, *_reason(error), time.perf_counter() - start)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_free(report: Report, name: str, force: bool) -> None:
+    """Refuse to write a mask where something lies that no batch wrote.
+
+    Raises:
+        InputError: something does, be it a link that leads nowhere.
+    """
+    mask = report.folder / name
+    if not force and (mask.exists() or mask.is_symlink()) and not report.ours(name):
+        raise InputError(
+            f"{mask} is there, and is not what a batch wrote; move it away, name another folder with -o, or overwrite "
+            "it with --force.",
+            code="exists",
+        )
 
 
 def _reason(error: Exception) -> tuple[str, str]:
@@ -124,6 +155,7 @@ def batch(
     layout: Annotated[
         str, typer.Option(help="flat; or msd: the test set of a task, named as the Decathlon's server takes it.")
     ] = "flat",
+    force: Force = False,
     server: Server = None,
     key: Key = None,
     repository: Repository = None,
@@ -156,9 +188,9 @@ def batch(
 
             def segment(image: Source, mask: Path) -> Result:
                 given = named(image, found.channels)
-                return backend.segment(given, model=found.name, out=mask, progress=live.windows)
+                return backend.segment(given, model=found, out=mask, progress=live.windows)
 
-            failed = run_batch(cases, segment, report, live)
+            failed = run_batch(cases, segment, report, live, force=force)
     live.say(report, failed)
     if task is not None:
         typer.echo(task.verdict(out))

@@ -13,6 +13,7 @@ import httpx
 
 from hilum_client import wire
 from hilum_client.answers import Job, ModelInfo, Result, VolumeInfo
+from hilum_client.errors import InputError
 from hilum_client.steps import Call, Pause, Retry, Step, Steps
 from hilum_client.verbs import Order, Verbs, jobs_of, models_of, refused_of
 
@@ -94,7 +95,7 @@ class Client:
     def submit(
         self,
         image: VolumeInfo | str | Mapping[str, VolumeInfo | str],
-        model: str | None = None,
+        model: ModelInfo | str | None = None,
         priority: str = "batch",
         idempotency_key: str | None = None,
     ) -> Job:
@@ -125,7 +126,7 @@ class Client:
     def segment(
         self,
         image: Images,
-        model: str | None = None,
+        model: ModelInfo | str | None = None,
         *,
         progress: Progress | None = None,
         out: Path | str | None = None,
@@ -136,7 +137,7 @@ class Client:
 
         Args:
             image: a path (file or DICOM folder), an array, an uploaded volume, or channel name -> any of these.
-            model: None: the server's only one for segmentation.
+            model: a name, or one of ``models()``: that very version; None: the server's only one for segmentation.
             progress: called with windows done and windows in all.
             out: a file for the mask (``.nii.gz``, ``.nii``, ``.nrrd``); None: the mask comes as ``Result.labels``.
             priority: ``interactive`` goes before the next window of any ``batch`` job.
@@ -234,7 +235,7 @@ class AsyncClient:
     async def submit(
         self,
         image: VolumeInfo | str | Mapping[str, VolumeInfo | str],
-        model: str | None = None,
+        model: ModelInfo | str | None = None,
         priority: str = "batch",
         idempotency_key: str | None = None,
     ) -> Job:
@@ -265,7 +266,7 @@ class AsyncClient:
     async def segment(
         self,
         image: Images,
-        model: str | None = None,
+        model: ModelInfo | str | None = None,
         *,
         progress: Progress | None = None,
         out: Path | str | None = None,
@@ -323,7 +324,17 @@ def is_loopback(server: str) -> bool:
 
 
 def headers(key: str | None) -> dict[str, str]:
-    """The headers of every request."""
+    """The headers of every request. White space around the key is dropped: a mounted secret ends with a line end.
+
+    Raises:
+        InputError: the key holds what no key has; the sentence does not quote it.
+    """
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            "The key holds a line end or another character that no key has; copy it again as hilum key new printed it.",
+            code="bad_key",
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

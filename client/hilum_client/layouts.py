@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, get_args
 from hilum_client import wire
 from hilum_client.errors import InputError
 from hilum_client.payload import is_dicom
-from hilum_client.segment import stem
+from hilum_client.segment import own_name, stem
 
 Layout = Literal["flat", "msd"]
 LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
@@ -33,7 +33,7 @@ class Case:
     """One volume.
 
     Attributes:
-        name: its path below the folder, with ``/``.
+        name: its path below the folder, with ``/``; the folder's own name where that is the series.
         path: the file, or the folder of a DICOM series; the first channel where each has a file of its own.
         mask: path of its mask below the output folder.
         further: files of the other channels, in order.
@@ -82,25 +82,25 @@ def find_cases(folder: Path, skip: Path, suffix: wire.MaskFormat = "nii.gz") -> 
     """The volumes in a folder and below, by name: NIfTI, NRRD, zips, and folders of DICOM files.
 
     Args:
-        folder: where to look; hidden files and links to folders are passed over.
+        folder: where to look, behind links too; hidden files are passed over. A link that bears a volume's name and
+            leads nowhere is a case, so that it is told of.
         skip: a folder inside that is passed over: that of the masks.
         suffix: of the masks.
 
     Raises:
-        InputError: no such folder, or no volume in it.
+        InputError: no such folder, no volume in it, or two that would share a mask.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", code="no_such_folder")
     found = sorted(_volumes(folder, skip.resolve()))
     if not found:
         raise InputError(f"{folder} holds no volumes ({', '.join(SUFFIXES)} or DICOM).", code="no_volumes")
-    stems = Counter(path.relative_to(folder).with_name(stem(path)) for path in found)
-    cases = []
-    for path in found:
-        own = path.relative_to(folder)
-        short = own.with_name(stem(path))
-        mask = short if stems[short] == 1 else own.with_name(path.resolve().name)
-        cases.append(Case(own.as_posix(), path, mask.with_name(f"{mask.name}-mask.{suffix}")))
+    own = [Path(own_name(folder)) if path == folder else path.relative_to(folder) for path in found]
+    cases = [
+        Case(name.as_posix(), path, mask.with_name(f"{mask.name}-mask.{suffix}"))
+        for name, path, mask in zip(own, found, _shortened(own), strict=True)
+    ]
+    _check_masks(cases)
     return cases
 
 
@@ -113,18 +113,19 @@ def find_task(folder: Path) -> Task:
         folder: that of ``dataset.json``, or ``imagesTs`` below it.
 
     Raises:
-        InputError: no ``dataset.json``, one that cannot be read, or no test image.
+        InputError: no ``dataset.json``, one that cannot be read, no test image, or two that would share a mask.
     """
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - without following links, but with .. taken out
     root = root.parent if root.name == IMAGES and not (root / DATASET).is_file() else root
     listed = _dataset(root).get("test")
     images = root / IMAGES
     if isinstance(listed, list) and listed:
-        names = [Path(str(each["image"] if isinstance(each, Mapping) else each)).name for each in listed]
-        cases = [_case(root, images, name) for name in names]
+        paths = dict.fromkeys(str(each["image"] if isinstance(each, Mapping) else each) for each in listed)
+        cases = [_case(root, images, Path(path).name) for path in paths]
     else:  # nnU-Net lists no test cases: they are what lies there
         there = sorted(path.name for path in images.glob("[!.]*") if path.name.endswith(SUFFIXES[:3]))
         cases = [_case(root, images, name) for name in dict.fromkeys(_without_channel(name) for name in there)]
+    _check_masks(cases)
     present = tuple(case for case in cases if case.path.is_file())
     if not present:
         raise InputError(f"{images} holds no test image that {DATASET} names; is the data complete?", code="no_volumes")
@@ -159,6 +160,37 @@ def named(source: Source, channels: Sequence[str]) -> Path | dict[str, Path]:
             code="channel_count",
         )
     return dict(zip(channels, source, strict=True))
+
+
+def _shortened(paths: Sequence[Path]) -> list[Path]:
+    """Paths without the suffix of their format; whole where two would be the same.
+
+    >>> [path.name for path in _shortened([Path("a.nii"), Path("b.nii"), Path("b.nrrd"), Path("b.nii.nii")])]
+    ['a', 'b.nii', 'b.nrrd', 'b.nii.nii']
+    """
+    names = [path.with_name(stem(path)) for path in paths]
+    while True:
+        count = Counter(names)
+        longer = [path if count[name] > 1 else name for path, name in zip(paths, names, strict=True)]
+        if longer == names:
+            return names
+        names = longer
+
+
+def _check_masks(cases: Sequence[Case]) -> None:
+    """Refuse two cases that would write one mask: the second would silently replace the first.
+
+    Raises:
+        InputError: names both.
+    """
+    first: dict[Path, Case] = {}
+    for case in cases:
+        other = first.setdefault(case.mask, case)
+        if other is not case:
+            raise InputError(
+                f"{other.path} and {case.path} would write one mask, {case.mask}; rename one, or leave it out.",
+                code="same_name",
+            )
 
 
 def _dataset(root: Path) -> dict[str, Any]:
@@ -205,12 +237,34 @@ def _without_channel(name: str) -> str:
 
 
 def _volumes(folder: Path, skip: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        here = Path(root)
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != skip)
-        seen = [here / name for name in sorted(names) if not name.startswith(".")]
-        volumes = [path for path in seen if path.name.lower().endswith(SUFFIXES)]
-        yield from volumes
-        rest = [path for path in seen if path not in volumes and path.name.upper() != "DICOMDIR"]
-        if any(is_dicom(path) for path in rest):
-            yield here
+    """The volumes of a folder and of all below.
+
+    Links to folders are followed last, and a folder that was seen is passed over: no file comes twice, no loop is
+    endless.
+    """
+    seen = {skip}
+    waiting = [folder]
+    while waiting:
+        for root, folders, names in os.walk(waiting.pop(0)):
+            here = Path(root)
+            real = here.resolve()
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+            yield from _volumes_in(here, sorted(name for name in names if not name.startswith(".")))
+
+
+def _volumes_in(here: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The volumes among a folder's files; the folder itself where there are DICOM files."""
+    volumes = [name for name in names if name.lower().endswith(SUFFIXES)]
+    yield from (here / name for name in volumes if (here / name).is_file() or _leads_nowhere(here / name))
+    rest = [here / name for name in names if name not in volumes and name.upper() != "DICOMDIR"]
+    if any(is_dicom(path) for path in rest if path.is_file()):
+        yield here
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()

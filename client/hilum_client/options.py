@@ -12,6 +12,7 @@ Server = Annotated[str | None, typer.Option(envvar="HILUM_SERVER", help="Address
 Key = Annotated[str | None, typer.Option(envvar="HILUM_KEY", help="Key for the server.", show_default=False)]
 Repository = Annotated[list[Path] | None, typer.Option(help="Folder of models; repeat for several.")]
 Variant = Annotated[str | None, typer.Option(help="Variant of the model, such as python-int8 (see hilum models).")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite masks that are there.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the CPU (default: all).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -62,7 +62,13 @@ def dicom_files(folder: Path) -> list[Path]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file bears the mark of a DICOM file."""
+    """Whether a file bears the mark of a DICOM file; pipes and devices are not opened: they may never answer.
+
+    Raises:
+        OSError: it cannot be read, or is a link that leads nowhere: a slice may be missing.
+    """
+    if path.exists() and not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(132)[128:] == DICOM_PREFIX
 

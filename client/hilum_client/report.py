@@ -17,7 +17,7 @@ from hilum_client.errors import InputError
 from hilum_client.payload import read_chunks
 
 if TYPE_CHECKING:
-    from hilum_client.answers import ModelInfo
+    from hilum_client.answers import ModelInfo, Result
 
 FORMAT: Final = "hilum.batch/1"
 JSON_NAME: Final = "report.json"
@@ -32,7 +32,7 @@ class Entry:
         case: path below the folder of volumes.
         status: ``done`` or ``failed``.
         input_sha256: of its content.
-        model, version, digest: what it was segmented with.
+        model, version, digest: what made the mask, by its own word; of a failed case, what the batch began with.
         seconds: wall time.
         mask, mask_sha256: path below the output folder; empty where it failed.
         labels: ``name``, ``id``, ``voxels``, ``ml`` of each label.
@@ -55,12 +55,16 @@ class Entry:
 
 @dataclass
 class Report:
-    """The entries of a batch in its output folder; ``add`` writes both files at once."""
+    """The entries of a batch in its output folder; ``add`` writes both files at once.
+
+    ``made``: SHA-256 of each mask that a batch wrote here, also of cases, formats and layouts of earlier runs.
+    """
 
     folder: Path
     model: ModelInfo
     cases: Sequence[str]
     entries: dict[str, Entry] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, model: ModelInfo, cases: Sequence[str]) -> Self:
@@ -71,48 +75,68 @@ class Report:
         """
         path = folder / JSON_NAME
         entries: dict[str, Entry] = {}
+        made: dict[str, str] = {}
         if path.exists():
             try:
                 data = json.loads(path.read_bytes())
                 if data["format"] != FORMAT:
                     raise ValueError(data["format"])
                 entries = {entry["case"]: Entry(**entry) for entry in data["cases"]}
+                made = dict(data.get("earlier_masks", {}))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is no report of hilum batch; move it away.", code="foreign_report") from error
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, model, cases, {case: entries[case] for case in cases if case in entries})
+        made |= {entry.mask: entry.mask_sha256 for entry in entries.values() if entry.mask}
+        return cls(folder, model, cases, {case: entries[case] for case in cases if case in entries}, made)
 
-    def finished(self, case: str, content: str) -> Entry | None:
-        """The entry of a case that is done: same content, same model digest, mask as it was written."""
+    def finished(self, case: str, content: str, mask: str) -> Entry | None:
+        """The entry of a case that is done: same content, same model digest, and this very mask as it was written."""
         entry = self.entries.get(case)
-        if entry is None or (entry.status, entry.input_sha256, entry.digest) != ("done", content, self.model.digest):
+        if entry is None or (entry.status, entry.input_sha256, entry.mask) != ("done", content, mask):
             return None
-        mask = self.folder / entry.mask
-        return entry if mask.is_file() and sha256(mask) == entry.mask_sha256 else None
+        return entry if entry.digest == self.model.digest and self.ours(mask) else None
 
-    def done(self, case: str, content: str, mask: str, labels: Sequence[dict[str, Any]], seconds: float) -> Entry:
-        """The entry of a case whose mask has been written."""
-        kept = [{name: label[name] for name in ("name", "id", "voxels", "ml")} for label in labels]
-        made = sha256(self.folder / mask)
-        return Entry(case, "done", content, *self._identity(), round(seconds, 3), mask, made, kept)
+    def ours(self, mask: str) -> bool:
+        """Whether what lies at a mask's path is, byte for byte, what a batch wrote there; unreadable, it is not."""
+        try:
+            return mask in self.made and sha256(self.folder / mask) == self.made[mask]
+        except OSError:
+            return False
+
+    def done(self, case: str, content: str, mask: str, result: Result, file: Path, seconds: float) -> Entry:
+        """The entry of a case whose mask has been written into ``file``, from where it goes to ``mask``."""
+        kept = [{name: label[name] for name in ("name", "id", "voxels", "ml")} for label in result.statistics]
+        made_by = result.model, result.version, str(result.report.get("digest", ""))
+        return Entry(case, "done", content, *made_by, round(seconds, 3), mask, sha256(file), kept)
 
     def failed(self, case: str, content: str, code: str, message: str, seconds: float) -> Entry:
         """The entry of a case that could not be segmented."""
-        return Entry(case, "failed", content, *self._identity(), round(seconds, 3), code=code, message=message)
+        model = self.model.name, self.model.version, self.model.digest
+        return Entry(case, "failed", content, *model, round(seconds, 3), code=code, message=message)
 
     def add(self, entry: Entry) -> None:
         """Take an entry in and write both files, each whole or not at all."""
         self.entries[entry.case] = entry
+        if entry.mask:
+            self.made[entry.mask] = entry.mask_sha256
         self.write()
 
     def write(self) -> None:
         """Write both files."""
         entries = [asdict(self.entries[case]) for case in sorted(self.entries)]
         count = sum(entry["status"] == "done" for entry in entries)
-        head = {"format": FORMAT, "total": len(self.cases), "done": count, "failed": len(entries) - count}
+        head: dict[str, Any] = {
+            "format": FORMAT,
+            "total": len(self.cases),
+            "done": count,
+            "failed": len(entries) - count,
+        }
         head["variant"] = self.model.variant
+        named = {entry["mask"] for entry in entries}
+        head["earlier_masks"] = {mask: made for mask, made in self.made.items() if mask not in named}
         write_atomically(self.folder / JSON_NAME, json.dumps(head | {"cases": entries}, indent=1).encode())
-        write_atomically(self.folder / CSV_NAME, self._csv().encode())
+        text = self._csv().encode("utf-8", "backslashreplace")  # a file's name need not be text
+        write_atomically(self.folder / CSV_NAME, text)
 
     def _csv(self) -> str:
         names = sorted({label["name"] for entry in self.entries.values() for label in entry.labels})
@@ -125,9 +149,6 @@ class Report:
             volumes = {label["name"]: label["ml"] for label in entry.labels}
             writer.writerow([*(getattr(entry, name) for name in plain), *(volumes.get(name, "") for name in names)])
         return text.getvalue()
-
-    def _identity(self) -> tuple[str, str, str]:
-        return self.model.name, self.model.version, self.model.digest
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +13,8 @@ import typer
 
 from hilum_client import wire
 from hilum_client.backend import Input, Where, open_backend
-from hilum_client.errors import InputError
-from hilum_client.options import Key, Model, Repository, Server, Threads, Variant, application
+from hilum_client.errors import ClientError, ConnectError, InputError, MissingExtra, told
+from hilum_client.options import Force, Key, Model, Repository, Server, Threads, Variant, application
 
 app = application()
 
@@ -34,7 +36,7 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Mask (.nii.gz, .nii, .nrrd), or a folder.")] = Path(),
     model: Model = None,
     channel: Annotated[list[str] | None, typer.Option(help="name=path, for each channel of one case.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite masks that are there.")] = False,
+    force: Force = False,
     server: Server = None,
     key: Key = None,
     repository: Repository = None,
@@ -52,10 +54,28 @@ def segment(
     with open_backend(where, "hilum segment") as backend:
         for case in cases:
             case.out.parent.mkdir(parents=True, exist_ok=True)
-            with bars() as progress:
+            with bars() as progress, naming(case if len(cases) > 1 else None):
                 result = backend.segment(case.image, model=model, out=case.out, progress=counter(progress, case.name))
             console.print(result_table(case.name, result))
             console.print(f"{case.out}\n", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def naming(case: Case | None) -> Iterator[None]:
+    """Put the case in front of the sentence that it fails with: which of several inputs is at fault.
+
+    A lost server and a missing part are no fault of a case, and the file system names its file itself.
+    """
+    try:
+        yield
+    except (ConnectError, MissingExtra, OSError):
+        raise
+    except Exception as error:
+        known = told(error)
+        if case is None or known is None:
+            raise
+        code, sentence = known
+        raise ClientError(f"{case.image}: {sentence}", code=code, status=getattr(error, "status", None)) from error
 
 
 def plan(inputs: list[Path], channels: list[str], out: Path, force: bool) -> list[Case]:
@@ -123,11 +143,16 @@ def target(image: Path, out: Path, *, several: bool) -> Path:
 
 def stem(path: Path) -> str:
     """A file's name without the suffix of its format; a folder's name as it is."""
-    name = path.resolve().name
+    name = own_name(path)
     for suffix in (".nii.gz", ".nii", ".nrrd", ".zip", ".dcm"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def own_name(path: Path) -> str:
+    """A path's last name; a link's is its own, since links by patient may lead to files of one name."""
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def writable(case: Case, force: bool) -> None:

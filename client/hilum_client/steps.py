@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
-from hilum_client.errors import BusyError, ClientError, ConnectError, RequestRefused, ServerError
+from hilum_client.errors import BusyError, ClientError, ConnectError, InputError, RequestRefused, ServerError
 
 T = TypeVar("T")
 Sink = Callable[[bytes], None]
@@ -82,12 +82,18 @@ def call(request: Call, retry: Retry) -> Steps[httpx.Response]:
 
     Raises:
         ConnectError: the line stayed broken.
+        InputError: the request is none that HTTP allows.
         RequestRefused, ServerError: what the server said.
     """
     for attempt in range(retry.attempts):
         last = attempt + 1 == retry.attempts
         try:
             response: httpx.Response = yield request
+        except httpx.LocalProtocolError:  # no second try would fare better, and its text may quote the key
+            raise InputError(
+                "The request is none that HTTP allows; check the key, and that no file changes while it is sent.",
+                code="bad_request",
+            ) from None
         except httpx.TransportError as error:
             if last:
                 raise unreachable(error) from error

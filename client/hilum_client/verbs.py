@@ -37,14 +37,14 @@ class Order:
     """What ``segment`` is asked for.
 
     Attributes:
-        model: None: the server's only one for segmentation.
+        model: a name, or one of the server's models: that very version; None: its only one for segmentation.
         out: where the mask goes (``.nii.gz``, ``.nii``, ``.nrrd``); None: into memory.
         priority: ``interactive`` goes before the next window of any ``batch`` job.
         affine: (4, 4) RAS, mm, for arrays.
         progress: called with windows done and windows in all.
     """
 
-    model: str | None = None
+    model: ModelInfo | str | None = None
     out: Path | None = None
     priority: str = "batch"
     affine: ArrayLike | None = None
@@ -76,10 +76,14 @@ class Verbs:
             payload.close()
         return understood(VolumeInfo.from_json, answer(response))
 
-    def submit(self, image: str | Mapping[str, str], model: str | None, priority: str, key: str) -> Steps[Job]:
+    def submit(
+        self, image: str | Mapping[str, str], model: ModelInfo | str | None, priority: str, key: str
+    ) -> Steps[Job]:
         """Put a job into the queue; the same ``key`` never makes a second one."""
         body: dict[str, Any] = {"image": image, "options": {"priority": priority}}
-        if model is not None:
+        if isinstance(model, ModelInfo):
+            body |= {"model": model.name, "version": model.version}
+        elif model is not None:
             body["model"] = model
         request = Call("POST", f"{wire.API}/jobs", json=body, headers={wire.IDEMPOTENCY_KEY: key})
         return understood(Job.from_json, answer((yield from call(request, self.retry))))

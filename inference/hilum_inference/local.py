@@ -83,11 +83,12 @@ class LocalClient:
         image: Image,
         *,
         model: str | None = None,
+        version: int | None = None,
         out: Path | str | None = None,
         progress: Progress | None = None,
         planned: Planned | None = None,
     ) -> LocalResult:
-        """Segment one image: a file, a DICOM folder, a Volume, or {channel: file}.
+        """Segment one image: a file, a DICOM folder, a Volume, or {channel: file}; by the served version, or another.
 
         ``planned(plan)`` hears what it will cost (windows, bytes, seconds where known) before the first window.
 
@@ -96,7 +97,7 @@ class LocalClient:
             ModelError: no such model.
             EngineError: the network failed.
         """
-        chosen = self._repository.model(model)
+        chosen = self._repository.model(model, version)
         start = time.perf_counter()
         volume = self._read(image, chosen)
         read = time.perf_counter() - start

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -60,10 +62,11 @@ class LocalClient:
         image: Path,
         *,
         model: str | None = None,
+        version: int | None = None,
         out: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> LocalResult:
-        assert model == "demo" and progress is not None
+        assert (model, version) == ("demo", 4) and progress is not None
         progress(1, 2)
         return LocalResult(mask_path=out)
 
@@ -82,7 +85,7 @@ def test_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(InputError, match="It has no variant"):
             chosen(backend, "other")
         result = backend.segment(
-            tmp_path, model="demo", out=tmp_path / "m.nii", progress=lambda done, total: seen.append((done, total))
+            tmp_path, model=model, out=tmp_path / "m.nii", progress=lambda done, total: seen.append((done, total))
         )
     assert (model.version, model.channels, model.window, model.spacing) == ("4", ("CT",), (96, 96, 16), (3.0, 3.0, 3.0))
     assert (result.version, result.mask_path, result.statistics[0]["ml"]) == ("4", tmp_path / "m.nii", 1.0)
@@ -96,6 +99,26 @@ def test_on_a_server() -> None:
         assert isinstance(backend, Client)
     asked = Where(server="http://127.0.0.1:9", variant="python-int8")
     with pytest.raises(InputError, match="chosen where it starts"), open_backend(asked, "test"):
+        pass
+
+
+def test_sigterm_is_as_ctrl_c() -> None:
+    def ends_the_process(*_: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, ends_the_process)
+    try:
+        with pytest.raises(KeyboardInterrupt), open_backend(Where(server="http://127.0.0.1:9"), "test"):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is ends_the_process
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(open_and_close).result()
+
+
+def open_and_close() -> None:
+    with open_backend(Where(server="http://127.0.0.1:9"), "test"):
         pass
 
 

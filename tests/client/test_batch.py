@@ -23,6 +23,8 @@ from hilum_client.report import Entry, Report
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hilum_client.wire import MaskFormat
+
 MODEL = ModelInfo("demo", "1", digest="d1")
 
 
@@ -43,8 +45,9 @@ class Quiet:
 class Segmenter:
     """Writes a mask that depends on the input; fails for content ``bad``."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "1") -> None:
         self.seen: list[str] = []
+        self.version = version
 
     def __call__(self, image: Path, mask: Path) -> Result:
         self.seen.append(image.name)
@@ -52,7 +55,8 @@ class Segmenter:
         if content == "bad":
             raise JobFailed("Not a volume.", code="unreadable_volume")
         mask.write_text(f"mask of {content}")
-        return Result("demo", "1", [{"name": "liver", "id": 1, "voxels": 5, "ml": 2.5, "box": None}], {})
+        liver = {"name": "liver", "id": 1, "voxels": 5, "ml": 2.5, "box": None}
+        return Result("demo", self.version, [liver], {}, report={"digest": f"d{self.version}"})
 
 
 @pytest.fixture
@@ -68,11 +72,18 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
-def batch(folder: Path, out: Path, segment: Any, model: ModelInfo = MODEL) -> tuple[int, Quiet, Report]:
-    cases = find_cases(folder, out)
+def batch(
+    folder: Path, out: Path, segment: Any, model: ModelInfo = MODEL, suffix: MaskFormat = "nii.gz", force: bool = False
+) -> tuple[int, Quiet, Report]:
+    cases = find_cases(folder, out, suffix)
     report = Report.open(out, model, [case.name for case in cases])
     watch = Quiet()
-    return run_batch(cases, segment, report, watch), watch, report
+    return run_batch(cases, segment, report, watch, force=force), watch, report
+
+
+def listed(out: Path) -> dict[str, dict[str, Any]]:
+    """The cases of a report by name."""
+    return {case["case"]: case for case in json.loads((out / "report.json").read_text())["cases"]}
 
 
 def test_failed_cases_are_listed_and_the_rest_done(folder: Path, tmp_path: Path) -> None:
@@ -104,11 +115,11 @@ def test_a_second_run_does_only_what_is_not_done(folder: Path, tmp_path: Path) -
     assert again.seen == ["b.nii"], "a failed case is tried again"
     assert watch.skipped == ["a.nii.gz", "deep/c.nrrd", "deep/series"]
     (folder / "a.nii.gz").write_text("changed")
-    (out / "deep" / "c-mask.nii.gz").write_text("tampered")
+    (out / "deep" / "c-mask.nii.gz").unlink()  # so it looks, too, where a batch ends between the report and the mask
     again = Segmenter()
     batch(folder, out, again)
     assert again.seen == ["a.nii.gz", "b.nii", "c.nrrd"]
-    newer = Segmenter()
+    newer = Segmenter("2")
     batch(folder, out, newer, ModelInfo("demo", "2", digest="d2"))
     assert len(newer.seen) == 4, "another model does all again"
 
@@ -119,6 +130,106 @@ def test_a_mask_of_earlier_content_does_not_outlive_a_failure(folder: Path, tmp_
     (folder / "a.nii.gz").write_text("bad")
     assert batch(folder, out, Segmenter())[0] == 2
     assert not (out / "a-mask.nii.gz").exists()
+
+
+def test_links_of_patients_onto_files_of_one_name(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for patient in ("anna", "berta"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "ct.nii").write_text(patient)
+        (folder / f"{patient}.nii").symlink_to(tmp_path / patient / "ct.nii")
+    assert batch(folder, out, Segmenter())[0] == 0
+    assert [(out / f"{patient}-mask.nii.gz").read_text() for patient in ("anna", "berta")] == [
+        "mask of anna",
+        "mask of berta",
+    ]
+
+
+def test_the_report_names_what_made_the_mask(folder: Path, tmp_path: Path) -> None:
+    """A version is published while the batch runs, and rolled back."""
+    out, segmenter = tmp_path / "out", Segmenter()
+
+    def published(image: Path, mask: Path) -> Result:
+        segmenter.version = "1" if image.name == "a.nii.gz" else "2"
+        return segmenter(image, mask)
+
+    batch(folder, out, published)
+    made = {name: (case["version"], case["digest"]) for name, case in listed(out).items() if case["status"] == "done"}
+    assert made == {"a.nii.gz": ("1", "d1"), "deep/c.nrrd": ("2", "d2"), "deep/series": ("2", "d2")}
+    back = Segmenter()
+    _, watch, _ = batch(folder, out, back)
+    assert watch.skipped == ["a.nii.gz"] and back.seen == ["b.nii", "c.nrrd", "series"]
+
+
+def test_another_format_is_made_anew_and_the_first_one_again(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (folder / "b.nii").write_text("fine")
+    for suffix in ("nii.gz", "nrrd", "nii.gz"):
+        segmenter = Segmenter()
+        assert batch(folder, out, segmenter, suffix=suffix)[0] == 0
+        assert len(segmenter.seen) == 4 and (out / f"a-mask.{suffix}").is_file()
+        assert listed(out)["a.nii.gz"]["mask"] == f"a-mask.{suffix}"
+    assert len(batch(folder, out, Segmenter())[1].skipped) == 4
+
+
+def test_a_mask_that_no_batch_wrote_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    drawn = [out / "a-mask.nii.gz", out / "b-mask.nii.gz"]
+    for mask in drawn:
+        mask.write_text("by hand")
+    assert batch(folder, out, Segmenter())[0] == 2
+    case = listed(out)["a.nii.gz"]
+    assert case["code"] == "exists" and "move it away, name another folder with -o, or" in case["message"]
+    corrected = out / "deep" / "c-mask.nii.gz"
+    corrected.write_text("corrected by hand")
+    again = Segmenter()
+    assert batch(folder, out, again)[0] == 3 and again.seen == []
+    assert [mask.read_text() for mask in drawn] == ["by hand"] * 2 and corrected.read_text() == "corrected by hand"
+    assert batch(folder, out, Segmenter(), force=True)[0] == 1
+    assert drawn[0].read_text() == "mask of a" and corrected.read_text() == "mask of c"
+    assert drawn[1].read_text() == "by hand", "what failed replaces nothing"
+    assert not list(out.rglob(".hilum-*"))
+
+
+def test_a_mask_that_a_person_saves_while_its_case_runs_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    batch(folder, out, Segmenter())
+
+    def corrected(image: Path, mask: Path) -> Result:
+        (out / "a-mask.nii.gz").write_text("corrected by hand")
+        return Segmenter("2")(image, mask)
+
+    assert batch(folder, out, corrected, ModelInfo("demo", "2", digest="d2"))[0] == 2
+    assert listed(out)["a.nii.gz"]["code"] == "exists"
+    assert (out / "a-mask.nii.gz").read_text() == "corrected by hand"
+
+
+def test_a_link_that_leads_nowhere_fails_alone(folder: Path, tmp_path: Path) -> None:
+    (folder / "d.nii").symlink_to(tmp_path / "nowhere.nii")
+    (folder / "participants.tsv").symlink_to(tmp_path / "nowhere")
+    assert batch(folder, tmp_path / "out", Segmenter())[0] == 2
+    cases = listed(tmp_path / "out")
+    assert cases["d.nii"]["code"] == "file_system" and cases["d.nii"]["message"].startswith("No such file")
+    assert sorted(cases) == ["a.nii.gz", "b.nii", "d.nii", "deep/c.nrrd", "deep/series"]
+
+
+def test_a_series_that_lacks_a_slice_fails_alone(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep" / "series" / "2").symlink_to(tmp_path / "nowhere")
+    assert batch(folder, tmp_path / "out", Segmenter())[0] == 2
+    assert listed(tmp_path / "out")["deep/series"]["code"] == "file_system"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8(folder: Path, tmp_path: Path) -> None:
+    name, out = os.fsdecode(b"M\xfcller"), tmp_path / "out"
+    (folder / f"{name}.nii").write_text("m")
+    (folder / "deep" / "series" / name).write_bytes(b"\0" * 128 + b"DICM2")
+    assert batch(folder, out, Segmenter())[0] == 1
+    assert (out / f"{name}-mask.nii.gz").read_text() == "mask of m"
+    assert "M\\udcfcller.nii,done" in (out / "report.csv").read_text(encoding="utf-8")
+    assert len(batch(folder, out, Segmenter())[1].skipped) == 4
 
 
 def test_cases_that_are_gone_leave_the_report(folder: Path, tmp_path: Path) -> None:
@@ -212,7 +323,7 @@ def segment(image, mask):
     mask.write_text("half")
     time.sleep(0.05)
     mask.write_text("mask of " + image.read_text())
-    return Result("demo", "1", [], {})
+    return Result("demo", "1", [], {}, report={"digest": "d"})
 
 cases = find_cases(folder, out)
 report = Report.open(out, ModelInfo("demo", "1", digest="d"), [case.name for case in cases])
@@ -256,9 +367,9 @@ def test_the_command(
         def models(self) -> list[ModelInfo]:
             return [MODEL]
 
-        def segment(self, image: Path, *, model: str, out: Path, progress: Any) -> Result:
+        def segment(self, image: Path, *, model: ModelInfo, out: Path, progress: Any) -> Result:
             progress(1, 2)
-            assert model == "demo"
+            assert model == MODEL, "its version, for the whole batch"
             return segmenter(image, out)
 
     @contextmanager
@@ -274,6 +385,10 @@ def test_the_command(
     (folder / "b.nii").write_text("fine")
     assert main(["batch", str(folder), "-o", str(out)]) == 0
     assert "1 segmented, 3 finished before, 0 failed." in capsys.readouterr().out
+    (out / "b-mask.nii.gz").write_text("corrected by hand")
+    assert main(["batch", str(folder), "-o", str(out)]) == 1
+    assert "b-mask.nii.gz is there, and is not what a batch wrote;" in capsys.readouterr().err
+    assert main(["batch", str(folder), "-o", str(out), "--force"]) == 0
     assert main(["batch", str(folder), "-o", str(folder)]) == 1
     assert main(["batch", str(folder), "-o", str(out), "--format", "png"]) == 1
     assert "--format is one of nii.gz, nii, nrrd" in capsys.readouterr().err

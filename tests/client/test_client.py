@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -11,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from hilum_client.client import AsyncClient, Client, address
+from hilum_client.client import AsyncClient, Client, address, headers
 from hilum_client.errors import BusyError, ConnectError, InputError, JobFailed, RequestRefused, ServerError
 from hilum_client.nifti import decode, read
 from hilum_client.steps import Retry
@@ -101,6 +102,12 @@ def test_segment_takes_channels_and_uploaded_volumes(client: Client, gateway: Ga
     client.segment({"T1": known, "T2": volume_file})
     assert gateway.orders[0]["image"] == {"T1": "v0", "T2": "v1"}
     assert list(gateway.volumes) == ["v0"], "only what segment sent itself is removed"
+
+
+def test_a_model_of_the_list_pins_its_version(client: Client, gateway: Gateway, volume_file: Path) -> None:
+    (model,) = client.models()
+    client.segment(volume_file, model)
+    assert gateway.orders == [{"image": "v0", "model": "demo", "version": "3", "options": {"priority": "batch"}}]
 
 
 @pytest.mark.parametrize("name", ["mask.png", "mask"])
@@ -234,3 +241,24 @@ def test_keys_go_as_bearer_tokens() -> None:
     assert seen[0].headers["Authorization"] == "Bearer k1"
     assert str(seen[0].url) == "http://gateway:8000/api/models"
     assert address("https://x/") == "https://x"
+
+
+@pytest.mark.parametrize(("key", "sent"), [("k1\n", "Bearer k1"), (" k1\r\n", "Bearer k1"), ("\n", None), (None, None)])
+def test_white_space_around_a_key_is_dropped(key: str | None, sent: str | None) -> None:
+    assert headers(key).get("Authorization") == sent
+
+
+@pytest.mark.parametrize("key", ["secret\nX: y", "secret\x00", "secr\u00e9t"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_key_that_is_none_is_not_quoted(kind: type[Client] | type[AsyncClient], key: str) -> None:
+    with pytest.raises(InputError, match="copy it again") as caught:
+        kind(key=key)
+    assert caught.value.code == "bad_key" and "secr" not in caught.value.message
+
+
+def test_what_http_forbids_is_neither_tried_again_nor_quoted(client: Client, gateway: Gateway) -> None:
+    gateway.faults.append(("models", httpx.LocalProtocolError("Illegal header value b'Bearer secret'")))
+    with pytest.raises(InputError, match="none that HTTP allows") as caught:
+        client.models()
+    assert len(gateway.log) == 1
+    assert "secret" not in "".join(traceback.format_exception(caught.value))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
+import textwrap
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import typer.main
 
 from hilum_client import batch, demo, doctor, errors, models, segment
 from hilum_client.client import AsyncClient, Client
+from hilum_server.settings import ServerSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -25,6 +31,28 @@ def test_both_clients_have_the_same_documented_verbs() -> None:
     for name in public(Client):
         ours, theirs = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
         assert list(ours.parameters.values()) == list(theirs.parameters.values()), name
+
+
+async def test_the_example_of_an_event_loop_never_has_too_many_on_their_way(
+    gateway: Any, volume_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DOCS / "client.md").read_text()
+    (example,) = re.findall(r"```python\n(import asyncio\n.*?)```", text, re.DOTALL)
+    client = functools.partial(AsyncClient, transport=gateway.transport())
+    monkeypatch.setattr("hilum_client.AsyncClient", client, raising=False)
+    most, take = 0, gateway._volume
+
+    def counted(request: httpx.Request) -> httpx.Response:
+        nonlocal most
+        most = max(most, len(gateway.volumes) + 1)
+        answer: httpx.Response = take(request)
+        return answer
+
+    monkeypatch.setattr(gateway, "_volume", counted)
+    names: dict[str, Any] = {}
+    exec(f"async def run(paths):\n{textwrap.indent(example, '    ')}\n    return results", names)
+    assert len(await names["run"]([volume_file] * 70)) == 70
+    assert 1 < most <= 16 < ServerSettings().queue_per_user == 64 and "64 unfinished jobs" in text
 
 
 def test_errors_that_a_caller_of_the_sdk_meets_are_documented() -> None:

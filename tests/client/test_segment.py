@@ -9,7 +9,7 @@ import pytest
 from hilum_client.answers import ModelInfo, Result
 from hilum_client.backend import Where
 from hilum_client.cli import main
-from hilum_client.errors import InputError
+from hilum_client.errors import ConnectError, InputError, JobFailed
 from hilum_client.segment import plan, stem, target
 
 if TYPE_CHECKING:
@@ -63,6 +63,36 @@ def test_several_files_go_into_a_folder(fake: Fake, volume_file: Path, tmp_path:
     names = sorted(path.name for path in (tmp_path / "new" / "masks").iterdir())
     assert names == ["case-mask.nii.gz", "other-mask.nii.gz"]
     assert fake.where == Where()
+
+
+def test_links_of_patients_onto_files_of_one_name(fake: Fake, volume_file: Path, tmp_path: Path) -> None:
+    links = [tmp_path / "anna.nii", tmp_path / "berta.nii"]
+    for link in links:
+        link.symlink_to(volume_file)
+    out = tmp_path / "masks"
+    assert main(["segment", *map(str, links), "-o", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["anna-mask.nii.gz", "berta-mask.nii.gz"]
+    assert stem(tmp_path / "anna.nii") == "anna"
+
+
+def test_of_several_inputs_the_broken_one_is_named(
+    fake: Fake, volume_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Result:
+        raise error
+
+    other, out = volume_file.with_name("other.nii"), tmp_path / "masks"
+    other.write_bytes(b"")
+    out.mkdir()
+    monkeypatch.setattr(fake, "segment", broken)
+    error: Exception = JobFailed("The file is cut short.", code="cut_short")
+    assert main(["segment", str(volume_file), str(other), "-o", str(out)]) == 1
+    assert capsys.readouterr().err.endswith(f"hilum: {volume_file}: The file is cut short.\n")
+    assert main(["segment", str(volume_file), "-o", str(out)]) == 1
+    assert capsys.readouterr().err.endswith("hilum: The file is cut short.\n")
+    error = ConnectError("No server.")
+    assert main(["segment", str(volume_file), str(other), "-o", str(out)]) == 1
+    assert capsys.readouterr().err.endswith("hilum: No server.\n"), "no fault of a file"
 
 
 def test_channels_are_one_case(fake: Fake, volume_file: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_file_array_and_process_give_the_same_mask(url: str, models: Path, case:
         (model,) = client.models()
         by_file = client.segment(case, progress=lambda done, total: seen.append((done, total)))
         by_array = client.segment(phantom(SHAPE), model.name, affine=AFFINE)
-        to_file = client.segment(case, out=tmp_path / "server.nrrd", priority="interactive")
+        to_file = client.segment(case, model, out=tmp_path / "server.nrrd", priority="interactive")
     assert by_file.labels is not None and by_array.labels is not None and by_file.affine is not None
     assert by_file.labels.shape == SHAPE and by_file.labels.any()
     np.testing.assert_array_equal(by_file.labels, by_array.labels)

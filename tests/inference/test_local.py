@@ -42,6 +42,18 @@ def test_a_variant_is_run_and_named(models: Path) -> None:
     assert plain.report["digest"] != other.report["digest"]
 
 
+def test_a_version_that_is_not_served_any_more(models: Path) -> None:
+    volume, network = Volume.from_array(phantom((20, 18, 17))), onnx_bytes(Tiny(features=2), SIZE)
+    client = LocalClient([models], threads=1)
+    first = client.segment(volume)
+    described = config_text(manifest(), "onnxruntime-fp32", weights=network)
+    publish(models, "tiny", described, {"model.onnx": network})
+    pinned, served = client.segment(volume, model="tiny", version=1), client.segment(volume)
+    assert [each.version for each in (first, pinned, served)] == [1, 1, 2]
+    assert first.report["digest"] == pinned.report["digest"] != served.report["digest"]
+    client.close()
+
+
 def test_a_variant_that_is_not_there_is_refused(models: Path) -> None:
     client = LocalClient([models], variant="tensorrt-fp16")
     assert client.models() == []
