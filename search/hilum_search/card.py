@@ -38,7 +38,8 @@ def _facts(manifest: Manifest, training: Mapping[str, Any]) -> list[tuple[str, s
     software = ", ".join(f"{name} {version}" for name, version in training["software"].items())
     parts = _count(training["cases"])
     imported = training.get("imported")
-    steps = f"{training['step']:,} of {recipe['training']['batch']} windows, seed {training['seed']}"
+    done = training.get("steps", training["step"])
+    steps = f"{done:,} of {recipe['training']['batch']} windows, seed {training['seed']}"
     cost = f"{training['cpu_seconds']:,.0f} CPU seconds ({training['processor']})"
     facts = [
         ("name", f"`{manifest.name}`"),

@@ -37,6 +37,7 @@ class Done:
         digest: SHA-256 of what is trained, so that another run is not taken up.
         best: the best mean Dice so far, and ``stale``: scorings since.
         ended: whether nothing is left to do.
+        loss: its running mean; NaN before the first step, and in a checkpoint of an earlier form.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Done:
     stale: int = 0
     ended: bool = False
     gpu_seconds: float = 0.0
+    loss: float = math.nan
 
 
 def save(folder: Path, state: State, done: Done) -> None:

@@ -226,7 +226,7 @@ def _memory(recipe: Recipe, cost: Cost) -> Memory:
 
 def _rates(training: Training) -> tuple[tuple[int, float], ...]:
     last = training.steps - 1
-    milestones = (math.ceil(share * training.steps) for share in training.milestones)
+    milestones = (round(share * training.steps) for share in training.milestones)
     steps = sorted({0, min(training.warmup, last), *milestones, last})
     rates = tuple((step, learning_rate(training, step)) for step in steps if step <= last)
     wrong = next((rate for _, rate in rates if not (math.isfinite(rate) and rate > 0)), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -35,20 +37,66 @@ def tables(evaluation: Evaluation) -> Group:
     return Group(*parts)
 
 
-def difference(one: Evaluation, other: Evaluation) -> Table:
-    """Mean Dice of two models on the cases that both have, label by label, and what lies between them."""
-    table = _table("Dice, %", one.subject.name, other.subject.name, "difference")
-    theirs = {case.name: {score.label: score.dice for score in case.labels} for case in other.cases}
+def difference(one: Evaluation, other: Evaluation) -> Group:
+    """Mean Dice of two models on the cases that both have, and what lies between the means: a table for each part.
+
+    A case that was another part to each model stands with others like it.
+    """
+    names = (one.subject.name, other.subject.name)
+    theirs = {case.name: case for case in other.cases}
+    shared = [(case, theirs[case.name]) for case in one.cases if case.name in theirs]
+    found: list[RenderableType] = []
+    for parts in itertools.product(one.parts, other.parts):
+        both = [(mine, its) for mine, its in shared if (mine.part, its.part) == parts]
+        if both:
+            found += [_heading(names, parts, [mine for mine, _ in both]), *_differences(names, both)]
+    return Group(*found)
+
+
+def _heading(names: tuple[str, str], parts: tuple[str, str], cases: Sequence[CaseScore]) -> Text:
+    one, other = (TITLES.get(part, part) for part in parts)
+    told = f"{names[0]} and {names[1]}, {_count(cases)}, {one}"
+    if one != other:
+        told = f"{names[0]} ({one}) and {names[1]} ({other}), {_count(cases)}"
+    return Text(f"\n{told}", style="bold red" if "train" in parts else "bold")
+
+
+def _differences(names: tuple[str, str], both: Sequence[tuple[CaseScore, CaseScore]]) -> Iterator[RenderableType]:
+    """Means over what each model has a figure for, as in its own table; below, what counts for one model alone."""
+    pairs = _dice_pairs(both)
+    table = _table("Dice, %", *names, "difference")
+    for label, figures in pairs.items():
+        one, other = ([dice for dice in side if not math.isnan(dice)] for side in zip(*figures, strict=True))
+        table.add_row(Text(label), _percent(mean(one)), _percent(mean(other)), _change(one, other))
+    yield table
+    for at, name in enumerate(names):
+        counts = {label: sum(_alone(pair, at) for pair in figures) for label, figures in pairs.items()}
+        told = ", ".join(f"{label} {count}x" for label, count in counts.items() if count)
+        if told:
+            meaning = "in its answer, but neither in the reference nor in the other's answer"
+            yield Text(f"counted for {name} alone: {told}: {meaning}.", style="yellow")
+
+
+def _dice_pairs(both: Sequence[tuple[CaseScore, CaseScore]]) -> dict[str, list[tuple[float, float]]]:
+    """Dice of both models, case by case, for each label that both have."""
     pairs: dict[str, list[tuple[float, float]]] = {}
-    for case in one.cases:
-        for score in case.labels:
-            value = theirs.get(case.name, {}).get(score.label, math.nan)
-            if not math.isnan(value) and not math.isnan(score.dice):
-                pairs.setdefault(score.label, []).append((score.dice, value))
-    for label, both in pairs.items():
-        a, b = mean(pair[0] for pair in both), mean(pair[1] for pair in both)
-        table.add_row(Text(label), _percent(a), _percent(b), f"{100 * (b - a):+.2f}")
-    return table
+    for one, other in both:
+        theirs = {score.label: score.dice for score in other.labels}
+        for score in one.labels:
+            if score.label in theirs:
+                pairs.setdefault(score.label, []).append((score.dice, theirs[score.label]))
+    return pairs
+
+
+def _alone(pair: tuple[float, float], at: int) -> bool:
+    return math.isnan(pair[1 - at]) and not math.isnan(pair[at])
+
+
+def _change(one: Sequence[float], other: Sequence[float]) -> str:
+    """What lies between two means, which are not rounded before."""
+    if not one or not other:
+        return "-"
+    return f"{100 * (statistics.fmean(other) - statistics.fmean(one)):+z.2f}"
 
 
 def _dice(rows: Sequence[Summary], overall: float) -> Table:

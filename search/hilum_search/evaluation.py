@@ -59,7 +59,7 @@ class CaseScore:
             the model has no such record.
         planes: of a slab, [first, last) on the model's grid; last None: to the end; None: the whole case on its own
             grid.
-        files: SHA-256 of each file by its path.
+        files: SHA-256 of each file by its path: channels in order, then the reference.
         seconds: of the segmentation.
         labels: in the model's order.
     """
@@ -234,10 +234,10 @@ class Book:
         return None if self.folder is None else self.folder / f"{self.stem}.json"
 
     def known(self, name: str, files: Mapping[str, str]) -> CaseScore | None:
-        """The score of a case or slab that was computed before from the same files."""
-        contents = sorted(files.values())
+        """The score of a case or slab that was computed before from the same files in the same order of channels."""
+        contents = list(files.values())
         same = (case for case in self.evaluation.cases if case.name == name)
-        return next((case for case in same if sorted(case.files.values()) == contents), None)
+        return next((case for case in same if list(case.files.values()) == contents), None)
 
     def add(self, case: CaseScore) -> None:
         """Take a score in and write both files."""

@@ -70,6 +70,7 @@ def _region(training: Training) -> Loss:
 
 
 def _voxel(training: Training, weights: Tensor) -> Loss:
+    """Cross-entropy, or MONAI's focal loss, whose mean runs over the K classes too: 1/K of that of Lin et al."""
     if training.voxel_loss == "ce":
         return lambda logits, classes: F.cross_entropy(logits, classes, weights)
     from monai.losses import FocalLoss

@@ -39,5 +39,5 @@ def learning_rate(training: Training, step: int) -> float:
         return t.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     if t.schedule == "poly":
         return float(t.learning_rate * (1 - done) ** POLY_POWER)
-    passed = sum(step >= share * t.steps for share in t.milestones)
+    passed = sum(step >= round(share * t.steps) for share in t.milestones)  # 0.07 * 100 is a little above 7
     return float(t.learning_rate * t.decay**passed)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLED = 200_000
-"""Voxels of a case that its intensity percentiles are read from, evenly spread."""
+"""Voxels of a case that its intensity percentiles are read from, drawn at random: a stride may meet one plane only."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Cases:
         return cls(one, two, origins, three)
 
     def digest(self) -> str:
-        """SHA-256 of what is learnt from: of the files where they are known, else of the voxels."""
+        """SHA-256 of what is learnt from: of the files, channels in order, where they are known, else of the voxels."""
         if self.origins and all(origin.files for origin in self.origins):
             return _sha([asdict(origin) for origin in self.origins])
         arrays = [array for each in self.train for array in (each.case.image, each.case.ids)]
@@ -88,6 +88,7 @@ class Outcome:
         dice: of every label over all that is held back; empty where nothing is.
         per_case: the same for each case.
         step: at which the kept weights stood.
+        steps: done in all; more than ``step`` where the best scoring was kept.
         spent: by the run's first process.
         parameters: of the network.
         start: SHA-256 of the weights that were fine-tuned, empty for none.
@@ -96,6 +97,7 @@ class Outcome:
     dice: Mapping[str, float]
     per_case: Mapping[str, Mapping[str, float]]
     step: int
+    steps: int
     spent: Spent
     parameters: int = 0
     start: str = ""
@@ -148,6 +150,7 @@ def record(recipe: Recipe, cases: Cases, outcome: Outcome) -> dict[str, Any]:
         "dice": _plain(outcome.dice),
         "dice_per_case": {name: _plain(scores) for name, scores in outcome.per_case.items()},
         "step": outcome.step,
+        "steps": outcome.steps,
         "start": outcome.start,
         **outcome.spent.fields(),
         "processor": processor(),
@@ -176,7 +179,9 @@ def _plain(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 def _sample(image: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = image.reshape(image.shape[0], -1)
-    return flat[:, :: max(flat.shape[1] // SAMPLED, 1)]
+    if flat.shape[1] <= SAMPLED:
+        return flat
+    return flat[:, np.random.default_rng(0).integers(flat.shape[1], size=SAMPLED)]  # the same each time
 
 
 def _sha(value: object) -> str:

@@ -26,7 +26,8 @@ class Recorded:
         name: of the case.
         part: ``train``, ``validation`` or ``test``.
         planes: of a slab, [first, last), last None: to the end; None: the whole case.
-        contents: SHA-256 of each file by its path below the data's folder; empty where the run did not know.
+        contents: SHA-256 of each file by its path below the data's folder, channels in order, then the reference;
+            empty where the run did not know.
     """
 
     name: str
@@ -92,7 +93,9 @@ def parts_of(files: Files, known: Mapping[str, str], record: Sequence[Recorded] 
     found = _matching(files, known, record)
     if not found:
         return [Asked(Part(files), NEW, known)]
-    return [Asked(Part(files, each.planes), each.part, known) for each in found]
+    own = [line for line in found if line.name == files.name] or found
+    slabs = dict.fromkeys(line.planes for line in own)
+    return [Asked(Part(files, planes), _gravest(found, planes), known) for planes in slabs]
 
 
 def choose(asked: Sequence[Asked], choice: Choice | None) -> list[Asked]:
@@ -133,22 +136,31 @@ def part_for(one: Asked, record: Sequence[Recorded] | None) -> str:
     """The part that a case or slab was to another run on the same grid: the gravest that shares a plane with it."""
     if record is None:
         return ""
-    parts = {
-        each.part for each in _matching(one.what.files, one.contents, record) if _meet(each.planes, one.what.planes)
-    }
-    return next((part for part in ("train", "validation", "test") if part in parts), NEW)
+    return _gravest(_matching(one.what.files, one.contents, record), one.what.planes)
 
 
 def _matching(files: Files, known: Mapping[str, str], record: Sequence[Recorded]) -> list[Recorded]:
-    """Lines of the record about this case: by its name, else by the content of its image under any name."""
+    """Lines of the record about this case: by its name, else by the content of its image under any name.
+
+    What was trained on counts beside the name too: of two equal images one may have been learnt from.
+    """
     named = [line for line in record if line.name == files.name]
-    if any(line.contents and sorted(line.contents.values()) != sorted(known.values()) for line in named):
+    if any(line.contents and list(line.contents.values()) != list(known.values()) for line in named):
         raise DataError(
-            f"The run's record knows {files.name} with other files: their SHA-256 differ; "
+            f"The run's record knows {files.name} with other files: their SHA-256 differ, or their order does; "
             "give the data that the run was made from, or the case another name."
         )
-    images = set(list(known.values())[: len(known) - 1])  # the reference comes last
-    return named or [line for line in record if images & set(line.contents.values())]
+    images = set(list(known.values())[:-1])  # the reference comes last
+    if not named:
+        return [line for line in record if images & set(line.contents.values())]
+    learnt = [line for line in record if line.part == "train" and line.name != files.name]
+    return named + [line for line in learnt if images and images <= set(line.contents.values())]
+
+
+def _gravest(lines: Sequence[Recorded], planes: Planes | None) -> str:
+    """The part among lines that share a plane with a slab; what was learnt from outranks all."""
+    parts = {line.part for line in lines if _meet(line.planes, planes)}
+    return next((part for part in ("train", "validation", "test") if part in parts), NEW)
 
 
 def _planes(value: Any) -> Planes | None:

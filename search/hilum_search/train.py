@@ -145,7 +145,7 @@ class _Run:
             curve.begin(first)
         begun, saved = time.monotonic(), time.monotonic()
         clock = Clock(self.team.device, Spent(self.done.cpu_seconds, self.done.gpu_seconds))
-        mean, last = math.nan, self.done.ended
+        mean, last = self.done.loss, self.done.ended
         steps = range(first, 0 if last else t.steps)
         with (
             running(self.cases.train),
@@ -156,7 +156,7 @@ class _Run:
                 step = self.done.step
                 value = self._step(step, batch)
                 mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-                self.done = replace(self.done, step=step + 1)
+                self.done = replace(self.done, step=step + 1, loss=mean)
                 scores = self._score(step + 1)
                 last = self.team.agree(step + 1 == t.steps or self._stale())
                 spent = clock.read()  # what is scored is paid for too
@@ -188,8 +188,17 @@ class _Run:
 
     def finished(self) -> Network:
         """A copy of the averaged network with the recipe's offsets in its last layer."""
-        best = self.recipe.training.patience and self.done.best > -math.inf
-        return self._with_offsets(self.best if best else self.average)
+        return self._with_offsets(self.best if self._keeps_best() else self.average)
+
+    def _keeps_best(self) -> bool:
+        return bool(self.recipe.training.patience) and self.done.best > -math.inf
+
+    def _kept_step(self) -> int:
+        """The step at which the kept weights stood: as many scorings ago as were no better."""
+        step, stale, every = self.done.step, self.done.stale, self.recipe.training.validate_every
+        if not self._keeps_best() or not stale:
+            return step
+        return ((step - 1) // every - (stale - 1)) * every  # the last scoring may be off the beat, at the last step
 
     def _with_offsets(self, network: Network) -> Network:
         offsets, copied = self.recipe.training.logit_offsets, copy.deepcopy(network)
@@ -204,7 +213,7 @@ class _Run:
             scores = validate(self.finished(), self.recipe, held, self.team.device)
         done, size = self.done, parameters(self.network)
         spent = Spent(done.cpu_seconds, done.gpu_seconds)
-        return Outcome(scores.together, scores.per_case, done.step, spent, size, self.start)
+        return Outcome(scores.together, scores.per_case, self._kept_step(), done.step, spent, size, self.start)
 
     def _score(self, step: int) -> dict[str, float]:
         """Dice of the averaged weights on what is held back, where it is time; the best weights are remembered."""

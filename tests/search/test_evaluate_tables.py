@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -61,11 +62,49 @@ def test_many_labels_show_the_worst() -> None:
     assert "[organ7] 83.00" in text and "86.50" in text
 
 
+def compared(one: Sequence[CaseScore], other: Sequence[CaseScore]) -> list[str]:
+    """The lines of the difference that say something, each with single blanks."""
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(difference(*(Evaluation(Subject(name, "", 2.0), tuple(c)) for name, c in (("A", one), ("B", other)))))
+    lines = (" ".join(line.split()) for line in console.export_text().splitlines())
+    return [line for line in lines if line.strip("─ ")]
+
+
 def test_models_are_compared_on_what_both_have() -> None:
-    one = Evaluation(Subject("one", "", 2.0), (case("a", "", score("liver", 0.9)), case("b", "", score("liver", NAN))))
-    other = Evaluation(Subject("other", "", 2.0), (case("a", "", score("liver", 0.8), score("spleen", 0.1)),))
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(difference(one, other))
-    text = console.export_text()
-    assert "spleen" not in text
-    assert next(line for line in text.splitlines() if "liver" in line).split() == ["liver", "90.00", "80.00", "-10.00"]
+    one = (case("a", "", score("liver", 0.9)), case("b", "", score("liver", NAN)))
+    lines = compared(one, [case("a", "", score("liver", 0.8), score("spleen", 0.1))])
+    assert lines == ["A and B, 1 case, training cases unknown", "Dice, % A B difference", "liver 90.00 80.00 -10.00"]
+    assert not compared(one, [case("c", "", score("liver", 0.8))])
+
+
+def test_a_difference_is_that_of_the_means_in_the_tables() -> None:
+    """What one model makes up where there is nothing counts for it alone."""
+    made_up, nothing = score("tumour", 0.0, (0, 1)), score("tumour", NAN, (0, 0))
+    one = [case("c", "test", score("tumour", 0.8)), *(case(name, "test", made_up) for name in "hijk")]
+    other = [case("c", "test", score("tumour", 0.7)), *(case(name, "test", nothing) for name in "hijk")]
+    lines = compared(one, other)
+    assert "tumour 16.00 70.00 +54.00" in lines
+    assert lines[-1].startswith("counted for A alone: tumour 4x: in its answer, but neither in the reference nor in")
+    assert compared(other, one)[-2:] == ["tumour 70.00 16.00 -54.00", lines[-1].replace("A alone", "B alone")]
+    assert compared(other[1:], other[1:])[-1] == "tumour - - -"
+
+
+def test_a_difference_is_taken_before_rounding() -> None:
+    low, high = [case("a", "", score("liver", 0.80004999))], [case("a", "", score("liver", 0.80005001))]
+    assert compared(low, high)[-1].endswith("+0.00") and compared(high, low)[-1].endswith("+0.00")
+
+
+def test_differences_are_told_part_by_part() -> None:
+    one = [case(name, part, score("liver", 0.9)) for name, part in (("a", "train"), ("b", "test"), ("c", "test"))]
+    other = [
+        case(n, p, score("liver", d)) for n, p, d in (("a", "train", 0.8), ("b", "test", 0.4), ("c", "train", 0.7))
+    ]
+    lines = compared(one, other)
+    assert [line for line in lines if not line.startswith("Dice")] == [
+        "A and B, 1 case, test: kept for the end",
+        "liver 90.00 40.00 -50.00",
+        "A (test: kept for the end) and B (TRAINED ON: these cases say nothing about others), 1 case",
+        "liver 90.00 70.00 -20.00",
+        "A and B, 1 case, TRAINED ON: these cases say nothing about others",
+        "liver 90.00 80.00 -10.00",
+    ]

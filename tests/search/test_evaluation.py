@@ -76,6 +76,15 @@ def test_the_book_goes_on_where_it_was(tmp_path: Path) -> None:
         assert Book.open(tmp_path / "out", "evaluation", other).evaluation.cases == ()
 
 
+def test_the_same_files_as_other_channels_are_scored_anew(tmp_path: Path) -> None:
+    book = Book.open(tmp_path, "evaluation", SUBJECT)
+    files = {"x.nii": "x", "y.nii": "y", "seg.nii": "seg"}
+    book.add(CaseScore("a", "test", None, files, 1.0, (label("liver", 0.9),)))
+    again = Book.open(tmp_path, "evaluation", SUBJECT)
+    assert again.known("a", files) is not None
+    assert again.known("a", {"y.nii": "y", "x.nii": "x", "seg.nii": "seg"}) is None
+
+
 def test_both_files_say_the_same(tmp_path: Path) -> None:
     book = Book.open(tmp_path, "evaluation", SUBJECT)
     book.add(case("a", 0.8, tumour=label("tumour", 0.0, (3.0, 0.0))))

@@ -53,6 +53,15 @@ def test_focal_loss_forgives_what_is_nearly_right() -> None:
     assert float(focal) < 0.1 * float(plain)
 
 
+def test_focal_loss_is_a_mean_over_classes_too() -> None:
+    """As MONAI has it; that of Lin et al., a mean over voxels alone, is three times this one at three classes."""
+    logits = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    right = torch.log_softmax(logits, 1).gather(1, CLASSES[:, None])
+    published = -((1 - right.exp()) ** 2 * right).mean()
+    focal = make_loss(rules(dice_share=0.0, voxel_loss="focal"))
+    torch.testing.assert_close(3 * focal(logits, CLASSES), published)
+
+
 def test_coarser_levels_count_half_as_much_each() -> None:
     loss = make_loss(rules(dice_share=0.0))
     fine, coarse = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 3, 2, 2, 2)

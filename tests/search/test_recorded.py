@@ -67,6 +67,38 @@ def test_an_image_that_was_trained_on_is_known_under_another_name(data: Dataset)
     assert [one.part for one in parts_of(disguised, contents(disguised, data.folder), known)] == ["train"]
 
 
+def test_an_image_that_was_trained_on_is_known_under_another_recorded_name(data: Dataset) -> None:
+    a = data.cases[0]
+    copy = renamed(a, "z")
+    only = dataclasses.replace(data, cases=(copy,))
+    known = record(line(a, "train"), line(copy, "validation"))
+    assert shown(only, known, None) == ["z train"]
+    assert part_for(parts_of(copy, contents(copy, data.folder), None)[0], known) == "train"
+    slabs = record(line(a, "train", (0, 8)), line(copy, "validation", (6, 10)), line(copy, "test", (10, None)))
+    assert shown(only, slabs, "all") == ["z[6:10] train", "z[10:] test"], (
+        "planes that nobody learnt from stay held back"
+    )
+    twins = record(line(a, "validation"), line(copy, "train"))
+    other = dataclasses.replace(data, cases=(renamed(a, "new"),))
+    assert shown(other, twins, "all") == ["new train"]
+
+
+def test_an_image_of_which_one_channel_was_trained_on_keeps_its_own_part(data: Dataset) -> None:
+    """Some data sets have one empty file for every channel that is missing."""
+    a, b, c = data.cases
+    one, other = (dataclasses.replace(each, images=(each.images[0], c.images[0])) for each in (a, b))
+    known = record(line(one, "train"), line(other, "validation"))
+    assert shown(dataclasses.replace(data, cases=(other,)), known, None) == ["b validation"]
+
+
+def test_a_recorded_case_with_its_channels_exchanged_is_refused(data: Dataset) -> None:
+    a, b, _ = data.cases
+    both = dataclasses.replace(a, images=(*a.images, *b.images))
+    exchanged = dataclasses.replace(a, images=(*b.images, *a.images))
+    with pytest.raises(DataError, match="knows a with other files: their SHA-256 differ, or their order does"):
+        parts_of(exchanged, contents(exchanged, data.folder), record(line(both, "test")))
+
+
 def test_a_record_without_digests_goes_by_names(data: Dataset) -> None:
     known = record({"name": "a", "part": "validation", "planes": None})
     assert shown(data, known, "validation") == ["a validation"]

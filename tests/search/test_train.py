@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hilum_search import optimise
+from hilum_search import checkpoint, curve, optimise, snapshot
 from hilum_search import train as module
 from hilum_search.architecture import C2FNAS
 from hilum_search.augment import Sample
@@ -138,10 +138,26 @@ def test_patience_ends_a_run_and_keeps_its_best_weights(recipe: Recipe, case: Ca
     steps: list[int] = []
     trained = train(chosen, Cases.of(chosen, [case], [case]), tmp_path, lambda p: steps.append(p.step))
     assert steps[-1] == 6
-    assert trained.training["step"] == 6
+    assert (trained.training["step"], trained.training["steps"]) == (2, 6)
     again: list[int] = []
     train(chosen, Cases.of(chosen, [case], [case]), tmp_path, lambda p: again.append(p.step))
     assert again == []  # a run that has ended is not taken up
+
+
+@pytest.mark.parametrize("changes", [{}, {"learning_rate": 1e-12, "ema": 0.0}], ids=["learning", "still"])
+def test_the_record_tells_the_step_of_the_kept_weights(
+    changes: dict[str, float], recipe: Recipe, case: Case, tmp_path: Path
+) -> None:
+    chosen = recipe.with_training(steps=10, patience=9, validate_every=4, **changes)
+    cases = Cases.of(chosen, [case], [case])
+    with pytest.raises(StoppedError):
+        train(chosen, cases, tmp_path, stop_after(9))  # the last scoring, at step 10, is off the beat
+    trained = train(chosen, cases, tmp_path)
+    with (tmp_path / "curve.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["rod"]]
+    best = max(rows, key=lambda row: float(row["ball"]) + float(row["rod"]))  # the first of equals
+    assert [row["step"] for row in rows] == ["4", "8", "10"]
+    assert (str(trained.training["step"]), trained.training["steps"]) == (best["step"], 10)
 
 
 def test_offsets_move_the_finished_logits_only(recipe: Recipe, case: Case, tmp_path: Path) -> None:
@@ -195,6 +211,34 @@ def test_the_curve_has_no_row_twice_after_a_resume(
     train(recipe, Cases.of(recipe, [case]), tmp_path)
     with (tmp_path / "curve.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_the_curve_of_an_interrupted_run_is_that_of_an_undisturbed_one(
+    recipe: Recipe, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CURVE_EVERY", 2)
+    cases = Cases.of(recipe, [case])
+    train(recipe, cases, tmp_path / "whole")
+    for step in (7, 9):
+        with pytest.raises(StoppedError):
+            train(recipe, cases, tmp_path / "cut", stop_after(step))
+    train(recipe, cases, tmp_path / "cut")
+    whole, cut = ([(row["step"], row["loss"]) for row in curve.read(tmp_path / name)] for name in ("whole", "cut"))
+    assert whole == cut and len(whole) == 6
+
+
+def test_a_checkpoint_of_an_earlier_form_is_taken_up(
+    recipe: Recipe, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = Cases.of(recipe, [case])
+    with pytest.raises(StoppedError):
+        train(recipe, cases, tmp_path, stop_after(6))
+    notes = snapshot.notes_of(tmp_path / checkpoint.NAME, _metadata(tmp_path)["digest"])
+    assert notes is not None and notes["run"].pop("loss") > 0
+    monkeypatch.setattr(snapshot, "notes_of", lambda *_: notes)
+    losses: list[float] = []
+    train(recipe, cases, tmp_path, lambda p: losses.append(p.loss))
+    assert len(losses) == 7 and all(loss > 0 for loss in losses)
 
 
 def test_fp16_is_refused_where_there_is_no_gpu(recipe: Recipe, case: Case, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hilum_cases import phantom
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -69,13 +70,10 @@ def test_a_finished_run_is_fine_tuned(arguments: list[str], tmp_path: Path) -> N
 
 
 @pytest.fixture
-def three(files: Files, tmp_path: Path) -> Path:
-    """A folder of three equal pairs."""
+def three(tmp_path: Path) -> Path:
+    """A folder of three pairs, whose images differ: equal ones may not stand on two sides of a split."""
     for number in range(3):
-        for kind, source in (("images", files.images[0]), ("labels", files.labels)):
-            folder = tmp_path / "three" / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"case{number}.nii.gz").write_bytes(source.read_bytes())
+        phantom(tmp_path / "three", f"case{number}", number)
     return tmp_path / "three"
 
 
