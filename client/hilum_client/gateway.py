@@ -35,7 +35,7 @@ class Gateway:
         """Wait for ``/readyz``.
 
         Raises:
-            ConnectError: it ended, or is not ready in time; the sentence is its own last one.
+            ConnectError: it ended, has no model, or is not ready in time; the sentence is its own.
         """
         end = time.monotonic() + seconds
         with httpx.Client(base_url=self.url, timeout=5.0, trust_env=False) as http:
@@ -43,8 +43,11 @@ class Gateway:
                 if self.process.poll() is not None:
                     raise ConnectError(f"The gateway ended: {last_words(self.log)}", code="gateway_ended")
                 try:
-                    if http.get("/readyz").status_code == 200:
+                    answer = http.get("/readyz")
+                    if answer.status_code == 200:
                         return
+                    if b'"no_model"' in answer.content:
+                        raise ConnectError(str(answer.json()["detail"]), code="no_model")
                 except httpx.TransportError:
                     pass  # not listening yet
                 time.sleep(POLL_SECONDS)

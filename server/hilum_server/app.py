@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -36,11 +37,22 @@ from hilum_server.store import Store
 log = logging.getLogger("hilum.gateway")
 
 SWEEP_SECONDS = 60.0
+JUMP_SECONDS = 60.0
+"""By which the clock may be set between two sweeps; more, and nothing that lies there is as old as it looks."""
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 HTTP_TEXTS = {
     404: "There is nothing at this address; /openapi.json lists what there is.",
     405: "This address does not know that method; /openapi.json lists what it knows.",
 }
+
+
+Clock = Callable[[], float]
+
+
+def _steady() -> float:
+    """Seconds that nobody sets, time asleep among them where the system counts it."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def create_app(settings: Settings, started: Started | None = None) -> FastAPI:
@@ -117,11 +129,45 @@ async def _warm(gateway: Gateway) -> None:
     await asyncio.to_thread(gateway.receiver.warm)
 
 
+class SweepClock:
+    """Says what is too old, by a wall clock that may be wrong.
+
+    After it was set, nothing is too old until it has run on steadily for as long as things are kept: by then all that
+    lay there is that old by any clock.
+
+    Args:
+        keep: seconds for which things are kept.
+        wall, steady: clocks; the steady one goes on while the machine is suspended.
+    """
+
+    def __init__(self, keep: float, wall: Clock = time.time, steady: Clock = _steady) -> None:
+        self._keep = keep
+        self._wall = wall
+        self._steady = steady
+        self._ahead = wall() - steady()
+        self._from = -math.inf
+
+    def moment(self) -> float | None:
+        """What came before this is too old; None: nothing is now."""
+        wall, steady = self._wall(), self._steady()
+        jump, self._ahead = wall - steady - self._ahead, wall - steady
+        if abs(jump) > JUMP_SECONDS:
+            self._from = steady + self._keep
+            text = "the clock was set by %.0f s; nothing is swept until it has run steadily for %.1f h"
+            log.warning(text, jump, self._keep / 3600)
+        return wall - self._keep if steady >= self._from else None
+
+
 async def _sweep(gateway: Gateway) -> None:
     hours = gateway.settings.storage.keep_hours
-    while hours is not None:
-        await survive(functools.partial(_sweep_once, gateway, time.time() - hours * 3600))
-        await asyncio.sleep(min(SWEEP_SECONDS, hours * 3600))
+    if hours is None:
+        return
+    clock = SweepClock(hours * 3600)
+    while True:
+        await asyncio.sleep(min(SWEEP_SECONDS, hours * 3600))  # first: a clock is often set right after the start
+        moment = clock.moment()
+        if moment is not None:
+            await survive(functools.partial(_sweep_once, gateway, moment))
 
 
 async def _sweep_once(gateway: Gateway, moment: float) -> None:

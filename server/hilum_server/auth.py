@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,10 @@ class Principal:
 
 LOCAL = Principal("local", "admin")
 """Anyone on this machine where no login is needed."""
+TRUSTED = Principal("trusted")
+"""Anyone of a trusted network who shows no key."""
+RESERVED = frozenset({LOCAL.name, TRUSTED.name})
+"""Names no account may have: it would share what belongs to those who come without a login."""
 
 
 @dataclass
@@ -110,38 +115,40 @@ class Accounts:
             raise AccountError("A password needs at least 8 characters.")
         salt = secrets.token_bytes(16)
         user = {"role": role, "salt": salt.hex(), "hash": _scrypt(password, salt).hex(), "created": int(time.time())}
-        self._write({**self.content(), "users": {**self.content()["users"], name: user}})
+        with self._alone() as content:
+            self._write({**content, "users": {**content["users"], name: user}})
 
     def remove_user(self, name: str) -> None:
         """Remove a user and the keys made for them."""
-        content = self.content()
-        if name not in content["users"]:
-            raise AccountError(f"There is no user {name!r}; `hilum user list` shows them.")
-        users = {known: user for known, user in content["users"].items() if known != name}
-        keys = {key_id: key for key_id, key in content["keys"].items() if key["owner"] != name}
-        self._write({"users": users, "keys": keys})
+        with self._alone() as content:
+            if name not in content["users"]:
+                raise AccountError(f"There is no user {name!r}; `hilum user list` shows them.")
+            users = {known: user for known, user in content["users"].items() if known != name}
+            keys = {key_id: key for key_id, key in content["keys"].items() if key["owner"] != name}
+            self._write({"users": users, "keys": keys})
 
     def new_key(self, owner: str, role: Role) -> tuple[str, str]:
         """A new key for ``owner``: its id and the secret, which is shown once and kept only as a hash."""
         _check_name(owner)
         key_id, secret = secrets.token_hex(4), KEY_PREFIX + secrets.token_urlsafe(32)
         key = {"owner": owner, "role": role, "hash": _sha256(secret), "created": int(time.time())}
-        self._write({**self.content(), "keys": {**self.content()["keys"], key_id: key}})
+        with self._alone() as content:
+            self._write({**content, "keys": {**content["keys"], key_id: key}})
         return key_id, secret
 
     def remove_key(self, key_id: str) -> None:
         """Remove a key by its id."""
-        content = self.content()
-        if key_id not in content["keys"]:
-            raise AccountError(f"There is no key {key_id!r}; `hilum key list` shows them.")
-        keys = {known: key for known, key in content["keys"].items() if known != key_id}
-        self._write({**content, "keys": keys})
+        with self._alone() as content:
+            if key_id not in content["keys"]:
+                raise AccountError(f"There is no key {key_id!r}; `hilum key list` shows them.")
+            keys = {known: key for known, key in content["keys"].items() if known != key_id}
+            self._write({**content, "keys": keys})
 
     def of_key(self, secret: str) -> Principal | None:
         """Who holds this key."""
         digest = _sha256(secret)
         found = [key for key in self.content()["keys"].values() if hmac.compare_digest(key["hash"], digest)]
-        return Principal(found[0]["owner"], found[0]["role"]) if found else None
+        return _unless_reserved(Principal(found[0]["owner"], found[0]["role"])) if found else None
 
     def of_password(self, name: str, password: str) -> Principal | None:
         """Who has this name and password; takes as long for an unknown name."""
@@ -150,10 +157,17 @@ class Accounts:
         digest = _scrypt(password, salt)
         if user is None or not hmac.compare_digest(digest, bytes.fromhex(user["hash"])):
             return None
-        return Principal(name, user["role"])
+        return _unless_reserved(Principal(name, user["role"]))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[dict[str, Any]]:
+        """What the file says, while nobody else changes it: a command must not write over another's change."""
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _held(self.data):
+            self._stamp = (0, 0)
+            yield self.content()
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(self.path, json.dumps(content, indent=1).encode())
         self.path.chmod(0o600)
 
@@ -181,7 +195,7 @@ class Doorkeeper:
         if not self._needs_login:
             return LOCAL
         if client is not None and self._trusted(client):
-            return Principal("trusted")
+            return TRUSTED
         raise _unauthorized("This gateway needs a login: send an API key as Bearer token, or a user and password.")
 
     async def _by_header(self, authorization: str) -> Principal:
@@ -206,7 +220,7 @@ class Doorkeeper:
             return self._known[seen]
         try:
             name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, or no UTF-8 in it
             return None
         async with self._passwords:
             principal = await asyncio.to_thread(self._accounts.of_password, name, password)
@@ -248,6 +262,33 @@ def _unauthorized(detail: str) -> ProblemError:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise AccountError(f"The name {name!r} is not allowed; use 1-64 letters, digits, '.', '_', '@', '-'.")
+    if name in RESERVED:
+        raise AccountError(f"The name {name!r} stands for those who come without a login; choose another.")
+
+
+def _unless_reserved(principal: Principal) -> Principal | None:
+    """None for an account of a reserved name, as an earlier release let it be made."""
+    return None if principal.name in RESERVED else principal
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder while its accounts are changed; others wait. The system frees it when the process dies.
+
+    Windows and some network file systems cannot; there it is not held.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hilum_client.wire import API
 from hilum_inference.errors import HilumError
-from hilum_server.datastore import hold
+from hilum_server.datastore import forget_outputs, hold
 from hilum_server.progress import reported
 from hilum_server.schemas import public_job
-from hilum_server.store import Store
+from hilum_server.store import Store, now_after
 
 if TYPE_CHECKING:
     import httpx
@@ -88,11 +87,12 @@ class StoreDesk:
         if job is None:
             raise DeskError("There is no job of this id; `hilum jobs list` shows them.")
         if verb == "delete" and job.finished:
+            forget_outputs(self._outputs / job.id)
             self._store.delete(job.id)
             shutil.rmtree(self._outputs / job.id, ignore_errors=True)
             return "deleted"
         if verb == "cancel" and not job.finished:
-            self._store.save(replace(job, status="cancelled", ended=time.time()), job.status)
+            self._store.save(replace(job, status="cancelled", ended=now_after(job.created, job.started)), job.status)
             return "cancelled"
         if verb == "retry" and job.status in ("failed", "cancelled"):
             fresh = replace(job, status="queued", attempts=0, started=None, ended=None, error=None)

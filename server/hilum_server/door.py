@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered to anyone, and even where too many requests are under way."""
 UPLOAD_PATH = f"{API}/volumes"
+ENDLESS = "/events"
+"""End of the paths whose body lasts as long as the job: a HEAD would wait for it."""
 SMALL_BODY = 256 * 1024
 SMALL_BODY_SECONDS = 15.0
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -73,7 +75,9 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status, method = time.perf_counter(), 500, scope["method"]
+        if method == "HEAD" and not scope["path"].endswith(ENDLESS):  # the server leaves the body away
+            scope = {**scope, "method": "GET"}
 
         async def noting_send(message: Message) -> None:
             nonlocal status
@@ -89,9 +93,9 @@ class Door:
             self._under_way -= 1
             seconds = time.perf_counter() - started
             route = route_of(scope)
-            self._metrics.answered(scope["method"], route, status, seconds)
+            self._metrics.answered(method, route, status, seconds)
             level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
-            log.log(level, "%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000)
+            log.log(level, "%s %s %d %.1f ms", method, route, status, seconds * 1000)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -113,7 +117,7 @@ class Door:
         origin = request.headers.get("origin")
         if request.method not in SAFE_METHODS and origin is not None:
             here = request.headers.get("host", "").lower()
-            if urlsplit(origin).netloc.lower() != here:
+            if _netloc(origin) != here:
                 raise ProblemError(403, "foreign_origin", "Pages of another origin may not change anything here.")
         client = request.client.host if request.client else None
         authorization = request.headers.get("authorization")
@@ -132,6 +136,14 @@ def route_of(scope: Scope) -> str:
     """The template of the route that answered, never the path itself: that holds ids."""
     route: str = getattr(scope.get("route"), "path", "other")
     return API + route if scope["path"].startswith(API + "/") and not route.startswith((API, "other")) else route
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is no URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def host_of(header: str) -> str:

@@ -20,14 +20,15 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from hilum_server.datastore import tidy_outputs
+from hilum_client.wire import Status
+from hilum_server.datastore import forget_outputs, tidy_outputs
 from hilum_server.files import MASK_NAME
 from hilum_server.link import Message, WorkerLink
 from hilum_server.metrics import Metrics
 from hilum_server.problems import BACK_END_TEXTS, ProblemError, key_reused, not_found, shutting_down, volume_lost
 from hilum_server.progress import Progress, reported
 from hilum_server.settings import ServerSettings
-from hilum_server.store import Job, Store, requeued
+from hilum_server.store import Job, Store, now_after, requeued
 from hilum_server.worker import LANES
 
 P = ParamSpec("P")
@@ -38,7 +39,7 @@ GUESSED_SECONDS = 10.0
 POISON: Mapping[str, Any] = {"status": 500, "code": "poison", "detail": BACK_END_TEXTS["poison"]}
 
 PAUSES = (0.5, 30.0)
-"""Seconds before a job that the store did not let begin is tried again: the first pause, doubled up to the last."""
+"""Seconds before a job that the store did not let begin or end is tried again: the first, doubled up to the last."""
 
 log = logging.getLogger("hilum.jobs")
 
@@ -74,6 +75,7 @@ class Jobs:
         self._metrics = metrics
         self._live: dict[str, _Live] = {}
         self._lanes: dict[str, str | None] = dict.fromkeys(LANES)
+        self._ended: dict[str, Message] = {}  # by job: what the worker said last, and the store does not know yet
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._turn = asyncio.Lock()
         self._seconds = GUESSED_SECONDS
@@ -87,7 +89,7 @@ class Jobs:
         for job in await self._in_thread(self._store.recover, self._limits.attempts, POISON):
             found = [locate(volume) for volume in job.images.values()]
             if None in found:
-                await self._change(job, status="failed", ended=time.time(), error=_LOST)
+                await self._change(job, status="failed", ended=now_after(job.created), error=_LOST)
             else:
                 self._live[job.id] = _Live(job, [str(path) for path in found])
         await self._in_thread(tidy_outputs, self._folder, await self._in_thread(self._store.ids))
@@ -96,7 +98,7 @@ class Jobs:
         """Take and begin nothing new, let running jobs end within the grace period, then let go of those who follow."""
         self.draining = True
         deadline = time.monotonic() + self._limits.grace_seconds
-        while any(self._lanes.values()) and time.monotonic() < deadline:
+        while (any(self._lanes.values()) or self._ended) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         self._closing = True
         for live in self._live.values():
@@ -108,6 +110,7 @@ class Jobs:
         await self._link.stop()
         if self._again is not None:
             self._again.cancel()
+        await self._dispatch()  # the last chance for what has ended and is not in the store
         for live in list(self._live.values()):
             if live.job.status == "running":  # stopped by us, not its fault: this attempt does not count
                 attempts = live.job.attempts - 1
@@ -156,9 +159,17 @@ class Jobs:
             raise not_found("job")
         return job
 
-    async def list(self, owner: str | None, limit: int) -> Sequence[Job]:
-        """The newest jobs first."""
-        return await self._in_thread(self._store.list, owner, limit)
+    async def list(
+        self, owner: str | None, limit: int, status: Status | None = None, before: str | None = None
+    ) -> Sequence[Job]:
+        """The newest jobs first; those in ``status``, and those that came before the job ``before``.
+
+        Raises:
+            ProblemError: 404 where that one is not there.
+        """
+        if before is not None:
+            await self.get(before, owner)
+        return await self._in_thread(self._store.list, owner, limit, status, before)
 
     def progress(self, job: Job) -> Progress:
         """How far a job is."""
@@ -207,7 +218,7 @@ class Jobs:
                     409, "already_finished", f"The job is {job.status}; only unfinished jobs can be cancelled."
                 )
             self._link.send({"do": "cancel", "job": job.id})
-            return await self._change(job, status="cancelled", ended=time.time())
+            return await self._change(job, status="cancelled", ended=now_after(job.created, job.started))
 
     async def retry(self, job: Job, paths: Sequence[str]) -> Job:
         """Queue a failed or cancelled job again, its attempts counted from nought.
@@ -217,7 +228,8 @@ class Jobs:
         """
         async with self._turn:
             job = await self.get(job.id, None)
-            if job.status not in ("failed", "cancelled") or job.id in self._lanes.values():
+            self._check_stopped(job, "not_retryable")
+            if job.status not in ("failed", "cancelled"):
                 raise ProblemError(
                     409, "not_retryable", f"The job is {job.status}; only failed and cancelled ones can be retried."
                 )
@@ -232,21 +244,20 @@ class Jobs:
         """Forget a finished job and its outputs.
 
         Raises:
-            ProblemError: 409 where it is not finished.
+            ProblemError: 409 where it is not finished or its lane has not let go of it yet.
         """
         async with self._turn:
             job = await self.get(job.id, None)
-            if not job.finished or job.id in self._lanes.values():
+            self._check_stopped(job, "not_finished")
+            if not job.finished:
                 raise ProblemError(409, "not_finished", f"The job is {job.status}; cancel it before deleting it.")
-            await self._in_thread(self._store.delete, job.id)
-            await self._in_thread(shutil.rmtree, self.folder(job), True)
+            await self._forget(job)
 
     async def sweep(self, moment: float) -> None:
         """Delete jobs that ended before ``moment``."""
         for job in await self._in_thread(self._store.finished_before, moment):
             if job.id not in self._lanes.values():
-                await self._in_thread(self._store.delete, job.id)
-                await self._in_thread(shutil.rmtree, self.folder(job), True)
+                await self._forget(job)
 
     def folder(self, job: Job) -> Path:
         """Where a job's outputs lie."""
@@ -277,12 +288,7 @@ class Jobs:
                 live.progress = Progress(message["done"], message["total"], message["seconds"], plan)
                 self._pulse(live)
             return
-        async with self._turn:
-            self._let_go(message["job"])
-            if live and live.job.status == "running":
-                await self._end(live.job, message)
-            else:  # cancelled meanwhile
-                await self._in_thread(shutil.rmtree, self._folder / message["job"], True)
+        self._ended[message["job"]] = message | {"ended": time.time()}
         await self._dispatch()
 
     async def died(self) -> None:
@@ -290,7 +296,7 @@ class Jobs:
         async with self._turn:
             self._lanes = dict.fromkeys(LANES)
             for live in list(self._live.values()):
-                if live.job.status == "running" and not self.draining:
+                if live.job.status == "running" and live.job.id not in self._ended and not self.draining:
                     again = requeued(live.job, self._limits.attempts, POISON)
                     live.progress = Progress()
                     await self._save(live.job, again)
@@ -315,12 +321,14 @@ class Jobs:
     async def _dispatch(self) -> None:
         async with self._turn:
             try:
+                for job_id in list(self._ended):
+                    await self._end(self._ended.pop(job_id))
                 for lane in LANES:
                     if self._lanes[lane] is None and self._link.ready and not self.draining:
                         await self._begin(lane)
                 self._pause = PAUSES[0]
-            except DBAPIError as error:  # the job stays queued: nobody else would come back to it
-                log.warning("the job store lets no job begin; tried again in %.1f s", self._pause, exc_info=error)
+            except DBAPIError as error:  # the job stays as it is: nobody else would come back to it
+                log.warning("the job store takes no change; tried again in %.1f s", self._pause, exc_info=error)
                 self._try_again()
 
     def _try_again(self) -> None:
@@ -329,7 +337,7 @@ class Jobs:
             self._again = None
             await self._dispatch()
 
-        if self._again is None:
+        if self._again is None and not self._closing:
             self._again = asyncio.create_task(later(self._pause), name="dispatch")
             self._pause = min(2 * self._pause, PAUSES[1])
 
@@ -340,24 +348,37 @@ class Jobs:
         else:
             return
         attempts = live.job.attempts + 1
-        job = await self._change(live.job, status="running", started=time.time(), attempts=attempts)
+        started = now_after(live.job.created)
+        job = await self._change(live.job, status="running", started=started, attempts=attempts)
         self._lanes[lane] = job.id
         order = {"model": job.model, "version": job.version, "digest": job.digest, "images": list(live.paths)}
         self._link.send({"do": "run", "job": job.id, "lane": lane, "folder": str(self.folder(job)), **order})
 
-    async def _end(self, job: Job, message: Message) -> None:
-        now = time.time()
-        match message["say"]:
-            case "done":
-                self._seconds += 0.3 * (now - (job.started or now) - self._seconds)
-                self._metrics.finished(message["report"])
-                changes = {"result": message["result"], "report": message["report"]}
-                await self._change(job, status="done", ended=now, **changes)
-            case "cancelled":
-                await self._change(job, status="cancelled", ended=now)
-            case "failed":
-                error = {name: message[name] for name in ("status", "code", "detail")}
-                await self._change(job, status="failed", ended=now, error=error)
+    async def _end(self, message: Message) -> None:
+        """Save how a job ended; until the store takes that, the message is kept: the mask is on the disk by now."""
+        self._let_go(message["job"])
+        live = self._live.get(message["job"])
+        if live is None or live.job.status != "running":  # cancelled meanwhile
+            await self._in_thread(shutil.rmtree, self._folder / message["job"], True)
+            return
+        try:
+            job = await self._change(live.job, **_outcome(live.job, message))
+        except (DBAPIError, asyncio.CancelledError):
+            self._ended[message["job"]] = message
+            raise
+        if job.status == "done":
+            self._seconds += 0.3 * ((job.ended or 0.0) - (job.started or 0.0) - self._seconds)
+            self._metrics.finished(message["report"])
+
+    async def _forget(self, job: Job) -> None:
+        await self._in_thread(forget_outputs, self.folder(job))
+        await self._in_thread(self._store.delete, job.id)
+        await self._in_thread(shutil.rmtree, self.folder(job), True)
+
+    def _check_stopped(self, job: Job, code: str) -> None:
+        if job.finished and job.id in self._lanes.values():
+            text = f"The job is {job.status}, but its last window is still being run; try again in a moment."
+            raise ProblemError(409, code, text, {"Retry-After": "1"})
 
     def _let_go(self, job_id: str) -> None:
         for lane, running in self._lanes.items():
@@ -386,6 +407,17 @@ class Jobs:
 
     async def _in_thread(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: act(*args, **kwargs))
+
+
+def _outcome(job: Job, message: Message) -> dict[str, Any]:
+    """What a job becomes by the worker's last word on it."""
+    changes = {"status": message["say"], "ended": max(message["ended"], job.started or job.created)}
+    match message["say"]:
+        case "done":
+            return changes | {"result": message["result"], "report": message["report"]}
+        case "failed":
+            return changes | {"error": {name: message[name] for name in ("status", "code", "detail")}}
+    return changes
 
 
 _LOST: Mapping[str, Any] = {name: volume_lost().body()[name] for name in ("status", "code", "detail")}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
@@ -20,6 +21,15 @@ STEADY_SECONDS = 30.0
 """A worker that lived this long starts again without a pause for earlier deaths."""
 LONGEST_LINE = 16 * 1024 * 1024
 ANSWER_SECONDS = 30.0
+
+PING_SECONDS = 10.0
+"""Between two questions for a sign of life, which the worker's reading thread answers while others compute."""
+SILENT_PINGS = 3
+"""Unanswered in a row, after which the worker counts as not ready."""
+HUNG_PINGS = 6
+"""Unanswered in a row without any computing, after which it is started again."""
+IDLE_SHARE = 0.01
+"""Of a processor; who uses more computes: a call of a library may keep the reading thread from answering."""
 
 log = logging.getLogger("hilum.gateway")
 
@@ -34,6 +44,10 @@ class WorkerLink:
     Args:
         command: how to start it; the parent's process id is appended.
         config: its first message.
+
+    Attributes:
+        ready: its engine is open, and it gives signs of life.
+        lacks: why no model can be used, as one sentence; None where one can.
     """
 
     def __init__(self, command: Sequence[str], config: Message) -> None:
@@ -44,7 +58,10 @@ class WorkerLink:
         self._asks: dict[int, asyncio.Future[Message]] = {}
         self._count = 0
         self._task: asyncio.Task[None] | None = None
+        self._up = False
+        self._arrived = False
         self.ready = False
+        self.lacks: str | None = None
         self.restarts = 0
 
     @classmethod
@@ -121,17 +138,48 @@ class WorkerLink:
             return
         loop = asyncio.get_running_loop()
         out, err = asyncio.StreamReader(LONGEST_LINE), asyncio.StreamReader(LONGEST_LINE)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(out), process.stdout)
+        await loop.connect_read_pipe(lambda: _Ear(out, self._hark), process.stdout)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(err), process.stderr)
         transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, process.stdin)
         self._stdin = asyncio.StreamWriter(transport, protocol, None, loop)
         logs = asyncio.create_task(_pass_on_logs(err))
+        watch = asyncio.create_task(self._watch(process, heard), name="watch")
         try:
             while line := await out.readline():
                 await self._hear(json.loads(line), heard)
             await asyncio.wait([logs], timeout=1.0)
         finally:
+            watch.cancel()
             logs.cancel()
+
+    async def _watch(self, process: subprocess.Popen[bytes], heard: Callable[[Message], Awaitable[None]]) -> None:
+        """Ask for signs of life; end a worker that gives none and computes nothing.
+
+        Counted in questions, not in time: while the machine was suspended none was asked.
+        """
+        missed = idle = 0
+        used = _cpu_seconds(process.pid)
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            if not self._up:  # it opens its engine, and reads no orders yet
+                continue
+            before, used = used, _cpu_seconds(process.pid)
+            idle = 0 if used - before > IDLE_SHARE * PING_SECONDS else idle + 1
+            missed, self._arrived = 0 if self._arrived else missed + 1, False
+            if missed == 0 and not self.ready:
+                self.ready = True
+                await survive(lambda: heard({"say": "ready"}))
+            elif missed == SILENT_PINGS:
+                log.warning("the worker has not answered for %.0f s; no job is begun", missed * PING_SECONDS)
+                self.ready = False
+            if min(missed, idle) >= HUNG_PINGS:
+                log.error("the worker hangs: it neither answers nor computes; it is ended")
+                process.kill()
+                return
+            self.send({"do": "ping"})
+
+    def _hark(self) -> None:
+        self._arrived = True
 
     async def _hear(self, message: Message, heard: Callable[[Message], Awaitable[None]]) -> None:
         if message["say"] == "answer":
@@ -139,13 +187,16 @@ class WorkerLink:
             if future is not None and not future.done():
                 future.set_result(message)
             return
+        if message["say"] == "pong":
+            return
         if message["say"] == "ready":
-            self.ready = True
+            self._up = self.ready = True
+            self.lacks = message.get("lacks")
         await heard(message)
 
     def end(self) -> None:
         """End the process at once; what it did not finish it will be asked for again."""
-        self.ready = False
+        self._up = self.ready = False
         if self._stdin is not None:
             self._stdin.close()
             self._stdin = None
@@ -156,6 +207,28 @@ class WorkerLink:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class _Ear(asyncio.StreamReaderProtocol):
+    """Tells of each arrival at once, however busy the one is who reads."""
+
+    def __init__(self, reader: asyncio.StreamReader, arrived: Callable[[], None]) -> None:
+        super().__init__(reader)
+        self._arrived = arrived
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self._arrived()
+        super().data_received(data)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used; 0 where the kernel does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def survive(act: Callable[[], Awaitable[None]]) -> bool:

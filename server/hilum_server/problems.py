@@ -117,6 +117,12 @@ def key_reused() -> ProblemError:
     return ProblemError(422, "key_reused", "This Idempotency-Key was used for another request; use a new one.")
 
 
+def storage_failed() -> ProblemError:
+    """507: the data folder cannot be read or written."""
+    text = "The server could not read or write its data folder; nothing was saved."
+    return ProblemError(507, "storage_failed", text)
+
+
 def disk_full() -> ProblemError:
     """507: the data folder cannot take more."""
     return ProblemError(507, "disk_full", "The server's disk is full; nothing was kept. Free space, then try again.")

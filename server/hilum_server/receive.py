@@ -6,31 +6,49 @@ Nothing is ever whole in memory. The body may be the file itself or multipart/fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import functools
+import logging
+import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from hilum_server.auth import LOCAL
 from hilum_server.datastore import VolumeInfo, Volumes, new_info
 from hilum_server.jobs import new_id
-from hilum_server.problems import ProblemError, disk_full
+from hilum_server.problems import ProblemError, disk_full, storage_failed
 from hilum_server.settings import Settings
 
 if TYPE_CHECKING:
     from hilum_inference.gate import Cage, Decoded, Intake, Limits, Stored
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 BATCH = 1 << 20
 """Bytes gathered before they are handed to a thread: one hop for each MiB, not for each packet."""
+SLICE = 16 * 1024
+"""Packed bytes fed between two looks at the free space: inflated they are 16 MiB at most."""
 PATIENCE_SECONDS = 15.0
 """How long an upload may lag behind its slowest rate."""
 FORM_OVERHEAD = 64 * 1024
 PART_HEADER = 8 * 1024
 UPLOADS_AT_ONCE = 32
+UPLOADS_OF_ONE = UPLOADS_AT_ONCE // 4
+"""Of one owner, so that slow uploads lock nobody else out."""
+THREADS = min(UPLOADS_AT_ONCE, (os.cpu_count() or 1) + 4)
+"""For receiving, and as many for decoding: each decoding child takes its own memory."""
+
+log = logging.getLogger("hilum.gateway")
 
 
 @dataclass
@@ -41,7 +59,10 @@ class Receiver:
     volumes: Volumes
 
     def __post_init__(self) -> None:
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
+        # not the loop's own threads: a slow decoding would hold up every read and login there
+        self._receiving = ThreadPoolExecutor(THREADS, thread_name_prefix="receive")
+        self._decoding = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
         self._lock = threading.Lock()
         self._cage: Cage | None = None
 
@@ -56,68 +77,96 @@ class Receiver:
             return self._cage
 
     def close(self) -> None:
-        """End the cage."""
+        """End the cage and the threads."""
+        self._decoding.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             if self._cage is not None:
                 self._cage.close()
                 self._cage = None
+        self._receiving.shutdown()
 
     async def receive(self, request: Request, owner: str) -> VolumeInfo:
         """The volume in a request's body, stored.
 
         Raises:
-            ProblemError: 4xx the caller's fault, 507 disk full; nothing is left behind.
+            ProblemError: 4xx the caller's fault, 503 too many at once, 507 disk full or failing; nothing is left
+                behind.
             InputError: the gate's verdict.
         """
         length = self._check_headers(request)
-        if self._uploads >= UPLOADS_AT_ONCE:
+        with self._place(owner):
+            try:
+                return await self._store(request, owner, length)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise disk_full() from error
+                log.error("an upload could not be stored", exc_info=error)
+                raise storage_failed() from error
+            except ClientDisconnect:
+                raise ProblemError(400, "upload_broken_off", "The upload ended before its last byte.") from None
+
+    @contextlib.contextmanager
+    def _place(self, owner: str) -> Iterator[None]:
+        """One of the uploads at once. Where nobody logs in all are one owner, who may have all places."""
+        if self._uploads.total() >= UPLOADS_AT_ONCE:
             raise ProblemError(
                 503, "too_many_uploads", "Too many uploads at once; try again shortly.", {"Retry-After": "5"}
             )
-        self._uploads += 1
+        if self._uploads[owner] >= UPLOADS_OF_ONE and owner != LOCAL.name:
+            text = f"You have {UPLOADS_OF_ONE} uploads under way, the most allowed; wait for one to end."
+            raise ProblemError(429, "too_many_uploads", text, {"Retry-After": "5"})
+        self._uploads[owner] += 1
         try:
-            return await self._store(request, owner, length)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk_full() from error
-            raise
-        except ClientDisconnect:
-            raise ProblemError(400, "upload_broken_off", "The upload ended before its last byte.") from None
+            yield
         finally:
-            self._uploads -= 1
+            self._uploads -= Counter([owner])
 
     async def _store(self, request: Request, owner: str, length: int) -> VolumeInfo:
         from hilum_inference.gate import Intake
 
-        await asyncio.to_thread(self.volumes.check_space, 2 * length)
+        await _in_thread(self._receiving, self.volumes.check_space, 2 * length)
         volume_id = new_id()
         with self.volumes.arrival(volume_id) as folder:
             intake = Intake(folder, self._limits())
             try:
                 await self._pour(request, intake)
-                stored = await asyncio.to_thread(intake.finish)
+                stored = await _in_thread(self._receiving, intake.finish)
             except BaseException:
-                await asyncio.to_thread(intake.abort)
+                await _in_thread(self._receiving, intake.abort)
                 raise
-            decoded = await asyncio.to_thread(self._decode, stored, folder)
+            decoded = await _in_thread(self._decoding, self._decode, stored, folder)
             info = new_info(volume_id, owner, describe(folder, stored, decoded))
-            await asyncio.to_thread(self.volumes.keep, folder, info)
+            await _in_thread(self._receiving, self.volumes.keep, folder, info)
         return info
 
     def _decode(self, stored: Stored, folder: Path) -> Decoded:
-        decoded = self.warm().decode(stored, folder, self._limits())
+        limits = self._limits()
+        if stored.kind == "dicom":
+            self.volumes.check_space(unpacked(stored, limits))
+        decoded = self.warm().decode(stored, folder, limits)
         if decoded.path != stored.path:
             stored.path.unlink()  # DICOM images: from here on the decoded voxels are the volume
+            self.volumes.check_space(0)  # their pixels may have been packed as well
         return decoded
 
     async def _pour(self, request: Request, intake: Intake) -> None:
         body = paced(request, self.settings.server.slowest_upload, self.settings.storage.max_upload + FORM_OVERHEAD)
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            form = FilePart(request.headers["content-type"], intake.feed)
-            await pour(body, form.feed)
+        feed = functools.partial(self._feed, intake)
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
+            form = FilePart(content_type, feed)
+            await pour(body, form.feed, self._receiving)
             form.finish()
         else:
-            await pour(body, intake.feed)
+            await pour(body, feed, self._receiving)
+
+    def _feed(self, intake: Intake, chunk: bytes) -> None:
+        at = 0
+        while at < len(chunk):  # the first slice tells whether the rest inflates
+            step = SLICE if at == 0 or intake.inflates else len(chunk)
+            intake.feed(chunk[at : at + step])
+            self.volumes.check_space(0)
+            at += step
 
     def _check_headers(self, request: Request) -> int:
         encoding = request.headers.get("content-encoding", "identity")
@@ -134,6 +183,10 @@ class Receiver:
 
         storage = self.settings.storage
         return Limits(max_upload_bytes=storage.max_upload, max_voxels=storage.max_voxels)
+
+
+async def _in_thread(threads: ThreadPoolExecutor, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, lambda: act(*args, **kwargs))
 
 
 def too_large(limit: int) -> ProblemError:
@@ -154,6 +207,15 @@ def describe(folder: Path, stored: Stored, decoded: Decoded) -> dict[str, Any]:
         "channels": decoded.channels,
         "file": str(decoded.path.relative_to(folder)),
     }
+
+
+def unpacked(stored: Stored, limits: Limits) -> int:
+    """What DICOM images take once unpacked, as their archive's directory has it."""
+    from hilum_inference.gate.archive import check_directory
+
+    if stored.path.suffix != ".zip":
+        return stored.bytes
+    return sum(member.size for member in check_directory(stored.path, limits))
 
 
 async def paced(request: Request, slowest: int, most: int) -> AsyncIterator[bytes]:
@@ -179,13 +241,8 @@ async def paced(request: Request, slowest: int, most: int) -> AsyncIterator[byte
         yield chunk
 
 
-async def pour(body: AsyncIterator[bytes], feed: Callable[[bytes], None]) -> None:
-    """Hand the body to ``feed`` in a thread, a batch at a time."""
-
-    def feed_all(chunks: list[bytes]) -> None:
-        for chunk in chunks:
-            feed(chunk)
-
+async def pour(body: AsyncIterator[bytes], feed: Callable[[bytes], None], threads: ThreadPoolExecutor) -> None:
+    """Hand the body to ``feed`` in one of ``threads``, a batch at a time."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in body:
@@ -194,16 +251,17 @@ async def pour(body: AsyncIterator[bytes], feed: Callable[[bytes], None]) -> Non
         chunks.append(chunk)
         size += len(chunk)
         if size >= BATCH:
-            await asyncio.to_thread(feed_all, chunks)
+            await _in_thread(threads, feed, b"".join(chunks))
             chunks, size = [], 0
     if chunks:
-        await asyncio.to_thread(feed_all, chunks)
+        await _in_thread(threads, feed, b"".join(chunks))
 
 
 class FilePart:
     """Finds the part named ``file`` in a multipart body and feeds its bytes on as they arrive."""
 
     def __init__(self, content_type: str, feed: Callable[[bytes], None]) -> None:
+        from python_multipart.exceptions import FormParserError
         from python_multipart.multipart import MultipartParser, parse_options_header
 
         boundary = parse_options_header(content_type)[1].get(b"boundary")
@@ -211,18 +269,22 @@ class FilePart:
             raise ProblemError(400, "bad_form", "The multipart body names no boundary.")
         self._feed = feed
         self._name = self._value = b""
-        self._inside = False
+        self._inside = self._closed = False
         self._files = 0
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._part,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header,
-                "on_part_data": self._data,
-            },
-        )
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part,
+                    "on_header_field": self._header_name,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header,
+                    "on_part_data": self._data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise ProblemError(400, "bad_form", "The multipart body's boundary is too long.") from error
 
     def feed(self, chunk: bytes) -> None:
         """The next bytes of the body."""
@@ -239,17 +301,16 @@ class FilePart:
         Raises:
             ProblemError: 400 where it was cut off or held no part named ``file``.
         """
-        from python_multipart.exceptions import MultipartParseError
-
-        try:
-            self._parser.finalize()
-        except MultipartParseError as error:
-            raise ProblemError(400, "bad_form", "The multipart body ends in mid-part.") from error
+        if not self._closed:
+            raise ProblemError(400, "bad_form", "The multipart body ends in mid-part.")
         if self._files != 1:
             raise ProblemError(400, "bad_form", f"The form must hold one part named 'file', got {self._files}.")
 
     def _part(self) -> None:
         self._inside = False
+
+    def _end(self) -> None:
+        self._closed = True
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]

@@ -16,6 +16,8 @@ PREFIX = "HILUM_"
 """A field ``port`` is read from the environment as ``HILUM_PORT``."""
 
 GIB = 1024**3
+MOST_GIB = 1024**2
+"""Beyond any machine, and still a number of bytes."""
 
 
 class SettingsError(HilumError):
@@ -25,7 +27,7 @@ class SettingsError(HilumError):
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ServerSettings(_Group):
@@ -50,7 +52,7 @@ class InferenceSettings(_Group):
     """What runs the networks."""
 
     threads: int = Field(default=0, ge=0, le=1024)
-    memory_gib: float | None = Field(default=None, gt=0)
+    memory_gib: float | None = Field(default=None, gt=0, le=MOST_GIB)
     triton: str | None = Field(default=None, pattern=r"^[^/\s]+:\d+$")
     triton_seconds: float = Field(default=120.0, gt=0)
     triton_patience: float = Field(default=30.0, ge=0)
@@ -63,7 +65,7 @@ class StorageSettings(_Group):
     data: Path = Path("~/.local/share/hilum")
     repository: tuple[Path, ...] = ()
     signed_by: Path | None = None
-    max_upload_gib: float = Field(default=2.0, gt=0)
+    max_upload_gib: float = Field(default=2.0, gt=0, le=MOST_GIB)
     max_voxels: int = Field(default=1_100_000_000, ge=1)
     keep_hours: float | None = Field(default=None, gt=0)
     reserve_mib: int = Field(default=256, ge=0)
@@ -128,6 +130,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_repository(settings: Settings) -> None:
+    """Look for the folders of models, before anything starts.
+
+    Raises:
+        SettingsError: one that is named is not there: a mistyped name would be a gateway without models.
+    """
+    for folder in settings.storage.repository:
+        if not folder.is_dir():
+            raise SettingsError(
+                f"HILUM_REPOSITORY (--repository) names {folder}, which is no folder; make it, or name another."
+            )
+
+
 def check_signed_by(settings: Settings) -> None:
     """Read the key of the models' signatures once, before anything starts.
 
@@ -173,6 +188,10 @@ def check_tls(server: ServerSettings) -> None:
         ) from error
 
 
+def _parts(text: str) -> list[str]:
+    return [part for part in map(str.strip, text.split(",")) if part]
+
+
 def read_settings(environment: Environment, **flags: Any) -> Settings:
     """Settings from ``HILUM_*`` variables; ``flags`` that are not None win over them.
 
@@ -186,7 +205,7 @@ def read_settings(environment: Environment, **flags: Any) -> Settings:
             if flags.get(name) is not None:
                 groups[group][name] = flags[name]
             elif text:
-                groups[group][name] = text.split(",") if "tuple" in str(field.annotation) else text
+                groups[group][name] = _parts(text) if "tuple" in str(field.annotation) else text
     try:
         return Settings.model_validate(groups)
     except ValidationError as error:

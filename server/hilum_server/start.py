@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hilum_server.auth import Accounts, check_exposure
 from hilum_server.datastore import hold
 from hilum_server.link import WorkerLink
-from hilum_server.settings import GIB, Settings, check_signed_by, check_tls
+from hilum_server.settings import GIB, Settings, check_repository, check_signed_by, check_tls
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,13 @@ def start(settings: Settings, worker: Sequence[str] = ()) -> Started:
         worker: command of another worker than this package's own.
 
     Raises:
-        SettingsError: its certificate, or the key of its models' signatures, cannot be used.
+        SettingsError: its certificate, the key of its models' signatures or a folder of models cannot be used.
         AccountError: it would listen beyond this machine without users or keys.
         DataFolderError: the data folder cannot be used.
     """
     check_tls(settings.server)
     check_signed_by(settings)
+    check_repository(settings)
     accounts = Accounts(settings.storage.data)
     check_exposure(settings, accounts)
     lock = hold(settings.storage.data)

@@ -6,6 +6,7 @@ instead of failing half-way. The gateway is the only writer while it runs (see `
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 
 from hilum_client.wire import FINISHED, Status
 from hilum_inference.errors import HilumError
+from hilum_server.datastore import ORPHANS
 
 Priority = Literal["interactive", "batch"]
 
@@ -146,25 +148,28 @@ class Store:
         """Open or create the file and bring it to this schema.
 
         Raises:
-            StoreError: on a network file system, from a newer release, or damaged.
+            StoreError: in no data folder, on a network file system, from a newer release, in use, or damaged.
         """
+        if not self.path.parent.is_dir():
+            raise StoreError(f"No gateway has run on {self.path.parent} yet; name its data folder with --data.")
         kind = file_system_of(self.path.parent)
         if kind in NETWORK_FILE_SYSTEMS:
             raise StoreError(
                 f"The data folder lies on a network file system ({kind}), where the job store cannot lock safely; "
                 "choose a local folder with --data."
             )
-        engine = sa.create_engine(
-            f"sqlite:///{self.path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True
-        )
+        url = sa.URL.create("sqlite", database=str(self.path))  # a folder's name may hold ? and %
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
         sa.event.listen(engine, "connect", _set_pragmas)
         sa.event.listen(engine, "begin", _begin_immediate)
         self._engine = engine
         try:
+            self._check()
             self._migrate()
-        except sa.exc.DatabaseError as error:
+            self.unfinished()  # the gateway cannot start without them
+        except (sa.exc.DatabaseError, sqlite3.DatabaseError, ValueError, TypeError) as error:
             engine.dispose()
-            raise StoreError(f"The job store is damaged or locked ({error.orig}); restore or move it away.") from error
+            raise self._unusable(getattr(error, "orig", error)) from error
         self.path.chmod(0o600)
         return self
 
@@ -203,11 +208,17 @@ class Store:
         with self._begin() as connection:
             return frozenset(connection.execute(sa.select(_jobs.c.id)).scalars())
 
-    def list(self, owner: str | None = None, limit: int = 1000) -> tuple[Job, ...]:
-        """The newest jobs first, of one owner or of all."""
+    def list(
+        self, owner: str | None = None, limit: int = 1000, status: Status | None = None, before: str | None = None
+    ) -> tuple[Job, ...]:
+        """The newest jobs first, of one owner or of all, in one status or in any, older than the job ``before``."""
         query = sa.select(_jobs).order_by(_jobs.c.seq.desc()).limit(limit)
         if owner is not None:
             query = query.where(_jobs.c.owner == owner)
+        if status is not None:
+            query = query.where(_jobs.c.status == status)
+        if before is not None:
+            query = query.where(_jobs.c.seq < sa.select(_jobs.c.seq).where(_jobs.c.id == before).scalar_subquery())
         with self._begin() as connection:
             return tuple(_job(row) for row in connection.execute(query).mappings())
 
@@ -252,6 +263,28 @@ class Store:
             raise StoreError("The job store is closed.")
         return self._engine.begin()
 
+    def _check(self) -> None:
+        """Look at every page, about 3 s for each GiB, before anything is changed.
+
+        Raises:
+            sqlite3.DatabaseError: one of them is damaged.
+        """
+        if self._engine is None:
+            return
+        with contextlib.closing(self._engine.raw_connection()) as connection:  # takes no lock that a writer minds
+            found = str(connection.cursor().execute("PRAGMA quick_check(1)").fetchone()[0])
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
+    def _unusable(self, error: BaseException) -> StoreError:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            return StoreError(f"The job store {self.path} is locked by another program; end that, then try again.")
+        said = " ".join(str(error).split())[:200]
+        return StoreError(
+            f"The job store {self.path} is damaged or cannot be opened ({said}); put a backup in its place, or move it "
+            f"away with its -wal and -shm: results that the store does not know are kept in jobs/{ORPHANS}."
+        )
+
     def _migrate(self) -> None:
         with self._begin() as connection:
             schema = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
@@ -265,10 +298,15 @@ class Store:
             connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
 
 
+def now_after(*moments: float | None) -> float:
+    """Now, and never before what has been: the clock may have been set back."""
+    return max([time.time(), *(moment for moment in moments if moment is not None)])
+
+
 def requeued(job: Job, attempts: int, poison: Mapping[str, Any]) -> Job:
     """A running job after its worker ended: queued again, or failed where its attempts are used up."""
     if job.attempts >= attempts:
-        return replace(job, status="failed", ended=time.time(), error=dict(poison))
+        return replace(job, status="failed", ended=now_after(job.created, job.started), error=dict(poison))
     return replace(job, status="queued", started=None)
 
 

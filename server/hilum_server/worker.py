@@ -6,11 +6,13 @@ It speaks JSON lines. Read from standard input: first the configuration, then or
      "variant": null, "signed_by": null}
     {"do": "run", "job": id, "lane": "interactive" | "batch", "model", "version", "digest", "images": [paths], "folder"}
     {"do": "cancel", "job": id}
+    {"do": "ping"}
     {"do": "models", "ask": n}
     {"do": "model", "ask": n, "name", "version": 1}
     {"do": "convert", "ask": n, "mask": path, "target": path, "image": path | null}
 
-Written to standard output: ``ready``, ``progress``, ``done``, ``cancelled``, ``failed``, ``answer`` (see ``Worker``).
+Written to standard output: ``ready``, ``progress``, ``done``, ``cancelled``, ``failed``, ``answer``, ``pong`` (see
+``Worker``).
 Standard error carries the log, one JSON object a line. When its input ends, or its parent dies, it ends.
 """
 
@@ -29,7 +31,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from hilum_inference.errors import CancelledError, EngineError, HilumError, ModelError, OutOfMemoryError
+from hilum_inference.errors import (
+    CancelledError,
+    EngineError,
+    HilumError,
+    ModelError,
+    OutOfMemoryError,
+    UnknownModelError,
+)
 from hilum_server.files import convert, read, save, timed
 from hilum_server.lanes import PriorityEngine, Turnstile
 from hilum_server.logs import set_up
@@ -51,6 +60,7 @@ PROGRESS_SECONDS = 0.1
 ENGINES_KEPT = 4
 AWAY = ("triton_unavailable", "triton_not_ready")
 AWAY_SECONDS = 0.5
+NOT_OPENED = "The default model cannot be opened; the gateway's log says why."
 
 T = TypeVar("T")
 
@@ -162,7 +172,8 @@ def _key(model: Model) -> tuple[str, int, str, str]:
 class Worker:
     """Runs jobs in two lanes, one thread each, and answers questions in between.
 
-    Says ``{"say": "ready", "model"}`` once the default model is compiled; for each job ``{"say": "progress", "job",
+    Says ``{"say": "ready", "lacks"}`` once the default model is compiled, and again when ``lacks`` changes: why no
+    model can be used, or None; to each ping ``{"say": "pong"}``; for each job ``{"say": "progress", "job",
     "done", "total", "seconds"}``, the first with ``"plan"``, then one of ``{"say": "done", "job", "result",
     "report"}``, ``{"say": "cancelled", "job"}``, ``{"say": "failed", "job", "status", "code", "detail"}``; for each
     question ``{"say": "answer", "ask", ...}``.
@@ -176,19 +187,14 @@ class Worker:
         self._turnstile = Turnstile()
         self._orders: dict[str, queue.SimpleQueue[Message]] = {lane: queue.SimpleQueue() for lane in (*LANES, "desk")}
         self._cancelled: dict[str, threading.Event] = {}
+        self._lacks: str | None = None
 
     def start(self) -> None:
         """Start the threads and open the default model's engine."""
         for lane in self._orders:
             threading.Thread(target=self._serve, args=(lane,), name=lane, daemon=True).start()
-        name = None
-        try:
-            model = self._repository.model()
-            self._engines.get(model)
-            name = model.manifest.name
-        except HilumError as error:
-            log.warning("no default model is ready: %s", error.message)
-        self._say({"say": "ready", "model": name})
+        self._lacks = self._look()
+        self._say({"say": "ready", "lacks": self._lacks})
         return_memory()
 
     def order(self, message: Message) -> None:
@@ -200,6 +206,10 @@ class Worker:
             case "cancel":
                 if event := self._cancelled.get(message["job"]):
                     event.set()
+            case "ping":
+                self._say({"say": "pong"})
+                if self._lacks is not None and self._orders["desk"].empty():
+                    self._orders["desk"].put({"do": "look"})
             case _:
                 self._orders["desk"].put(message)
 
@@ -268,12 +278,38 @@ class Worker:
                 raise CancelledError("The segmentation was cancelled.")
             time.sleep(AWAY_SECONDS)
 
+    def _look(self) -> str | None:
+        """Why no model can be used, or None; opens the default model's engine."""
+        try:
+            if not self._repository.models():
+                return lacking(self._repository)
+            self._engines.get(self._repository.model())
+        except UnknownModelError:  # several: who submits names one
+            return None
+        except (HilumError, OSError) as error:
+            if isinstance(error, EngineError) and error.code in AWAY:  # jobs wait for it
+                return None
+            if self._lacks != NOT_OPENED:
+                log.warning("the default model cannot be used: %s", error)
+            return NOT_OPENED
+        return None
+
+    def _tell(self, lacks: str | None) -> None:
+        if lacks != self._lacks:
+            self._lacks = lacks
+            self._say({"say": "ready", "lacks": lacks})
+
     def _answer(self, message: Message) -> None:
+        if message["do"] == "look":
+            self._tell(self._look())
+            return
         answer: Message = {"say": "answer", "ask": message["ask"]}
         try:
             match message["do"]:
                 case "models":
                     answer |= describe(self._repository) | {"ready": self._engines.ready()}
+                    if not answer["models"]:
+                        self._tell(lacking(self._repository))
                 case "model":
                     answer |= {"model": describe_model(self._repository.model(message["name"], message["version"]))}
                 case "convert":
@@ -290,10 +326,12 @@ class Progress:
     def __init__(self, job: str, say: Say) -> None:
         self._job = job
         self._say = say
-        self._started = self._last = 0.0
+        self._started = time.monotonic()
+        self._last = 0.0
 
     def planned(self, plan: Plan) -> None:
-        """Tell what the job will cost, before its first window."""
+        """Tell what the job will cost, before its first window; from here on its pace is measured."""
+        self._started = time.monotonic()
         told = {"windows": plan.windows, "bytes": plan.bytes, "seconds": plan.seconds}
         message = {"say": "progress", "job": self._job, "done": 0, "total": plan.windows, "seconds": plan.seconds}
         self._say({**message, "plan": told})
@@ -301,7 +339,6 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         """Take note that ``done`` of ``total`` windows are ready."""
         now = time.monotonic()
-        self._started = self._started or now
         if now - self._last < PROGRESS_SECONDS and done != total:
             return
         self._last = now
@@ -339,6 +376,13 @@ def describe(repository: Models) -> Message:
     except HilumError:
         default = None
     return {"models": models, "default": default, "broken": dict(repository.broken)}
+
+
+def lacking(repository: Models) -> str:
+    """Why a repository without a model has none, without naming any: strangers may read it."""
+    if repository.broken:
+        return "Every model was refused; GET /api/models says why."
+    return "There is no model; publish one, or name the folder of models with --repository."
 
 
 def describe_model(model: Model) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from hilum_server.auth import (
     LOCAL,
+    RESERVED,
     AccountError,
     Accounts,
     Doorkeeper,
@@ -62,6 +64,9 @@ async def test_who_comes_with_a_key_or_a_password(accounts: Accounts) -> None:
         "Bearer hilum_wrong",
         "Basic",
         "Basic ###",
+        "Basic \xe9",
+        "Basic /w==",
+        "Bearer \xe9",
         basic("anna", "wrong"),
         basic("nobody", "correct horse"),
         basic("anna", ""),
@@ -121,6 +126,41 @@ def test_lists_and_removals(accounts: Accounts) -> None:
         accounts.remove_key(key_id)
     with pytest.raises(AccountError, match="no user"):
         accounts.remove_user("carl")
+
+
+def test_commands_at_once_undo_nothing_of_each_other(accounts: Accounts) -> None:
+    stolen, _ = accounts.new_key("stolen", "user")
+    made: list[str] = []
+
+    def make(number: int) -> None:
+        made.append(Accounts(accounts.data).new_key(f"room-{number}", "user")[0])
+
+    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
+    threads.insert(4, threading.Thread(target=Accounts(accounts.data).remove_key, args=(stolen,)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(key[0] for key in describe_keys(accounts)) == sorted(made) and len(made) == 8
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_nobody_takes_the_name_of_those_who_come_without_a_login(accounts: Accounts, name: str) -> None:
+    for add in (accounts.new_key, lambda owner, role: accounts.add_user(owner, "long enough", role)):
+        with pytest.raises(AccountError, match="choose another"):
+            add(name, "user")
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+async def test_an_account_of_such_a_name_opens_nothing_and_can_be_removed(accounts: Accounts, name: str) -> None:
+    _, secret = accounts.new_key("ben", "user")
+    accounts.path.write_text(accounts.path.read_text().replace('"ben"', f'"{name}"'))  # as an earlier release took it
+    keeper = Doorkeeper(settings(), accounts)
+    for header in (f"Bearer {secret}", basic(name, "battery staple")):
+        with pytest.raises(ProblemError, match="not valid"):
+            await keeper.admit(header, None)
+    accounts.remove_user(name)
+    assert describe_users(accounts) == [("anna", "admin")] and not describe_keys(accounts)
 
 
 @pytest.mark.parametrize(

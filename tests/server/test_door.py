@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from hilum_serving import Server
 from starlette.responses import PlainTextResponse
 
 from hilum_server.auth import Accounts, Doorkeeper
@@ -46,3 +47,20 @@ async def test_a_key_opens_under_any_name(tmp_path: Path) -> None:
     door = Door(PlainTextResponse("in"), DoorRules(LOOPBACK_NAMES, True, 5), keeper, Metrics())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://any.example") as http:
         assert (await http.get("/", headers={"Authorization": f"Bearer {secret}"})).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://[", "https://[::1", "null", "nonsense"])
+def test_an_origin_that_is_no_address_is_a_foreign_one(server: Server, origin: str) -> None:
+    answer = server.http.post("/api/jobs", json={"image": "x"}, headers={"Origin": origin})
+    assert (answer.status_code, answer.json()["code"]) == (403, "foreign_origin")
+
+
+def test_head_is_get_without_the_body(server: Server, volume: Path) -> None:
+    job = server.finished(server.submit(server.put(volume))["id"])["id"]
+    for path in ("/healthz", "/readyz", "/", f"/api/jobs/{job}/result", "/api/jobs/none"):
+        got, head = server.http.get(path), server.http.head(path)
+        assert head.status_code == got.status_code and not head.content
+        for name in ("content-length", "content-type", "x-content-sha256"):
+            assert head.headers.get(name) == got.headers.get(name)
+    assert server.http.head(f"/api/jobs/{job}/events").status_code == 405, "it would last as long as the job"
+    assert 'hilum_requests_total{method="HEAD",route="/healthz",status="200"}' in server.http.get("/metrics").text

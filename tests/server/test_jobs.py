@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from hilum_server import jobs
+from hilum_server.datastore import forget_outputs
 from hilum_server.jobs import Jobs, new_id
 from hilum_server.link import Message, WorkerLink
 from hilum_server.metrics import Metrics
@@ -153,6 +156,155 @@ async def test_what_a_kill_left_among_the_outputs_is_removed(tmp_path: Path) -> 
     async with bench(tmp_path):
         left = [str(path.relative_to(tmp_path / "jobs")) for path in (tmp_path / "jobs").rglob("*")]
         assert sorted(left) == [job.id, f"{job.id}/mask.nii.gz"]
+
+
+async def test_a_whole_result_that_the_store_does_not_know_is_set_aside_and_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        await b.say("done", job, **DONE)
+    for file in ("mask.nii.gz", "report.json"):
+        write(tmp_path / "jobs" / job.id / file)
+    known = tmp_path / "jobs.sqlite"
+    known.rename(tmp_path / "damaged.sqlite")
+    with caplog.at_level(logging.WARNING):
+        async with bench(tmp_path):
+            assert (tmp_path / "jobs" / ".orphaned" / job.id / "mask.nii.gz").read_bytes() == b"x"
+        async with bench(tmp_path):
+            assert len(list((tmp_path / "jobs" / ".orphaned").iterdir())) == 1
+    assert f"1 results that the job store does not know lie in {tmp_path / 'jobs' / '.orphaned'}" in caplog.text
+    (tmp_path / "damaged.sqlite").replace(known)
+    async with bench(tmp_path) as b:
+        assert b.jobs.mask(job).read_bytes() == b"x"
+
+
+async def test_a_deletion_that_a_kill_cut_short_is_finished(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        await b.say("done", job, **DONE)
+        for file in ("mask.nii.gz", "report.json"):
+            write(tmp_path / "jobs" / job.id / file)
+        forget_outputs(b.jobs.folder(job))
+        b.store.delete(job.id)
+    async with bench(tmp_path):
+        assert not list((tmp_path / "jobs").iterdir())
+
+
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+
+
+def locked(b: Bench, times: int) -> None:
+    """Let the store refuse so many changes."""
+    save, failures = b.store.save, iter(range(times))
+
+    def failing(job: Job, was: Any) -> bool:
+        if next(failures, None) is not None:
+            raise OperationalError("UPDATE", {}, Exception("database is locked"))
+        return save(job, was)
+
+    b.store.save = failing  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "cancelled"])
+async def test_an_end_that_the_store_did_not_take_is_saved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(jobs, "PAUSES", (0.01, 0.02))
+    async with bench(tmp_path) as b:
+        b.jobs._pause = 0.01
+        job, other = await b.submit("interactive"), await b.submit()
+        locked(b, 3)
+        said: dict[str, dict[str, Any]] = {
+            "done": DONE,
+            "failed": {"status": 502, "code": "engine_failed", "detail": "…"},
+            "cancelled": {},
+        }
+        await b.say(end, job, **said[end])  # raises nothing: the link would end the worker, and the other lane's job
+        assert await b.status(job) == "running" and b.metrics.windows == 0
+        async with asyncio.timeout(5):
+            while await b.status(job) != end:
+                await asyncio.sleep(0.01)
+        ended = b.store.get(job.id)
+        assert ended is not None and (ended.status, ended.attempts) == (end, 1)
+        assert (await b.jobs.get(other.id, None)).attempts == 1
+        assert b.metrics.windows == (4 if end == "done" else 0)
+
+
+async def test_a_job_that_ended_is_not_run_again_where_its_worker_dies_before_the_store_knows(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        locked(b, 1)
+        await b.say("done", job, **DONE)
+        await b.jobs.died()
+        await b.jobs.heard({"say": "ready"})
+        ended = await b.jobs.get(job.id, None)
+        assert (ended.status, ended.attempts) == ("done", 1) and b.link.running() == [job.id]
+
+
+async def test_an_end_is_saved_at_the_latest_when_the_gateway_stops(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        locked(b, 1)
+        await b.say("done", job, **DONE)
+        assert await b.status(job) == "running"
+    kept = Store(tmp_path / "jobs.sqlite").open()
+    assert [found.status for found in kept.list()] == ["done"]
+    kept.close()
+
+
+async def test_a_job_cancelled_while_its_end_waits_for_the_store_stays_cancelled(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        locked(b, 1)
+        write(b.jobs.mask(job))
+        await b.say("done", job, **DONE)
+        assert (await b.jobs.cancel(job)).status == "cancelled"
+        await b.jobs.heard({"say": "ready"})
+        assert await b.status(job) == "cancelled" and not b.jobs.folder(job).exists()
+
+
+async def test_no_job_ends_before_it_began_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path) as b:
+        job, cancelled = await b.submit(), await b.submit("interactive")
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now - 7200)
+        await b.say("done", job, **DONE)
+        await b.jobs.cancel(cancelled)
+        for ended in (await b.jobs.get(job.id, None), await b.jobs.get(cancelled.id, None)):
+            assert ended.started is not None and ended.ended is not None
+            assert ended.created <= ended.started <= ended.ended
+
+
+async def test_while_a_cancelled_job_still_runs_retry_and_delete_say_so(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        job = await b.submit()
+        await b.jobs.cancel(job)
+        for act, code in ((b.jobs.retry(job, ["/v.nii"]), "not_retryable"), (b.jobs.delete(job), "not_finished")):
+            with pytest.raises(ProblemError, match="still being run; try again in a moment") as caught:
+                await act
+            assert (caught.value.status, caught.value.code) == (409, code)
+        await b.say("cancelled", job)
+        assert (await b.jobs.retry(job, ["/v.nii"])).status == "queued"
+
+
+async def test_older_jobs_are_listed_page_by_page_and_by_status(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        made = [await b.submit(owner="ben" if number == 2 else "anna") for number in range(5)]
+        await b.say("failed", made[0], status=502, code="engine_failed", detail="…")
+        pages = [await b.jobs.list("anna", 2)]
+        while pages[-1]:
+            pages.append(await b.jobs.list("anna", 2, before=pages[-1][-1].id))
+        ids = [job.id for job in made]
+        assert [[ids.index(job.id) for job in page] for page in pages] == [[4, 3], [1, 0], []]
+        assert [job.id for job in await b.jobs.list(None, 10, status="failed")] == [made[0].id]
+        with pytest.raises(ProblemError) as caught:
+            await b.jobs.list("anna", 2, before=made[2].id)
+        assert caught.value.code == "unknown_job", "another's job is as unknown as none"
 
 
 async def test_the_plan_is_told_before_the_first_window_and_after_the_last(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,23 @@ for line in sys.stdin:
         print(json.dumps({"say": "answer", "ask": order["ask"], "echo": order["do"]}), flush=True)
     else:
         print(json.dumps({"say": "progress", "job": order["do"]}), flush=True)
+"""
+
+
+HANGS = """
+import json, os, signal, sys, time
+sys.stdin.readline()
+print(json.dumps({"say": "ready"}), flush=True)
+for line in sys.stdin:
+    match json.loads(line)["do"]:
+        case "ping":
+            print(json.dumps({"say": "pong"}), flush=True)
+        case "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "compute":  # as a library's call that lets no other thread run
+            end = time.process_time() + 1.5
+            while time.process_time() < end:
+                pass
 """
 
 
@@ -52,6 +71,15 @@ def link(tmp_path: Path) -> WorkerLink:
     script = tmp_path / "worker.py"
     script.write_text(ECHO)
     return WorkerLink((sys.executable, str(script)), {"model": "bright"})
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerLink:
+    """A worker that hangs or computes when it is told to; the gateway is quick to lose its patience."""
+    monkeypatch.setattr("hilum_server.link.PING_SECONDS", 0.1)
+    script = tmp_path / "worker.py"
+    script.write_text(HANGS)
+    return WorkerLink((sys.executable, str(script)), {})
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -100,3 +128,62 @@ async def test_a_failure_in_the_gateway_does_not_end_the_watch(link: WorkerLink)
     await until(lambda: listener.deaths == 1)
     await until(lambda: link.ready)
     await link.stop()
+
+
+async def test_a_worker_that_hangs_is_not_ready_and_then_started_again(
+    hanging: WorkerLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Listener()
+    hanging.start(listener.hear, listener.died)
+    await until(lambda: hanging.ready)
+    await asyncio.sleep(1.0)  # longer than any patience: it answers
+    assert hanging.ready and listener.deaths == 0
+    first = hanging.pid
+    hanging.send({"do": "hang"})
+    await until(lambda: not hanging.ready)
+    assert hanging.pid == first, "first it only counts as not ready"
+    await until(lambda: hanging.ready)
+    assert listener.deaths == 1 and hanging.pid != first and "the worker hangs" in caplog.text
+    await hanging.stop()
+
+
+async def test_a_worker_that_goes_on_in_time_is_kept(hanging: WorkerLink) -> None:
+    listener = Listener()
+    hanging.start(listener.hear, listener.died)
+    await until(lambda: hanging.ready)
+    first = hanging.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    await until(lambda: not hanging.ready)
+    os.kill(first, signal.SIGCONT)
+    await until(lambda: hanging.ready)
+    assert listener.deaths == 0 and hanging.pid == first
+    assert listener.heard.count({"say": "ready"}) == 2, "what waited meanwhile is begun"
+    await hanging.stop()
+
+
+async def test_a_worker_that_computes_without_a_word_is_never_ended(hanging: WorkerLink) -> None:
+    listener = Listener()
+    hanging.start(listener.hear, listener.died)
+    await until(lambda: hanging.ready)
+    first = hanging.pid
+    hanging.send({"do": "compute"})
+    await until(lambda: not hanging.ready)
+    await until(lambda: hanging.ready)
+    assert listener.deaths == 0 and hanging.pid == first
+    await hanging.stop()
+
+
+async def test_a_gateway_that_is_busy_itself_blames_no_worker(hanging: WorkerLink) -> None:
+    listener = Listener()
+
+    async def slow(message: Message) -> None:
+        await listener.hear(message)
+        if message["say"] == "ready":
+            await asyncio.sleep(1.5)  # a store that is locked, say
+
+    hanging.start(slow, listener.died)
+    await until(lambda: hanging.ready)
+    await asyncio.sleep(1.2)
+    assert hanging.ready and listener.deaths == 0
+    await hanging.stop()

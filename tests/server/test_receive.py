@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import json
+import shutil
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from hilum_serving import Server, wait_for
+from starlette.requests import Request
 
+from hilum_inference.errors import UnreadableError
+from hilum_server.auth import LOCAL
+from hilum_server.datastore import Volumes
+from hilum_server.problems import ProblemError
+from hilum_server.receive import UPLOADS_AT_ONCE, UPLOADS_OF_ONE, Receiver
+from hilum_server.settings import Settings
+
+FORM = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
 Serve = Callable[..., Server]
 
 
@@ -161,12 +177,27 @@ def test_encoded_bodies_are_not_accepted(strict: Server, volume: Path) -> None:
         ),
         ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: " + b"x" * 20000 + b"\r\n\r\n"),
         ("multipart/form-data; boundary=b", b"no boundary at all"),
+        ("multipart/form-data; boundary=" + "b" * 5000, b"x"),
     ],
 )
 def test_broken_forms(strict: Server, content_type: str, body: bytes) -> None:
     answer = strict.http.put("/api/volumes", content=body, headers={"Content-Type": content_type})
     refused(answer, 400, "bad_form")
     nothing_left(strict)
+
+
+def test_a_form_without_its_last_line_is_not_whole(strict: Server) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    for end in (b"", b"\r\n", b"\r\n--b", b"\r\n--b\r\n"):
+        refused(strict.http.put("/api/volumes", content=FORM + nifti1() + end, headers=headers), 400, "bad_form")
+    nothing_left(strict)
+
+
+def test_a_form_may_be_named_in_capitals(strict: Server) -> None:
+    headers = {"Content-Type": "Multipart/Form-Data ; Boundary=b"}
+    answer = strict.http.put("/api/volumes", content=FORM + nifti1() + b"\r\n--b--\r\n", headers=headers)
+    assert answer.status_code == 201, answer.text
+    assert strict.http.delete(f"/api/volumes/{answer.json()['id']}").status_code == 204
 
 
 def test_an_upload_broken_off_leaves_nothing(strict: Server, volume: Path) -> None:
@@ -192,6 +223,121 @@ def test_volumes_and_jobs_go_when_their_time_is_over(serve: Serve, repository: P
     wait_for(lambda: server.http.get(f"/api/volumes/{volume_id}").status_code == 404, 20)
     wait_for(lambda: server.http.get(f"/api/jobs/{job['id']}").status_code == 404, 20)
     assert not list((server.data / "jobs").iterdir())
+
+
+# Without a server
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    """One that keeps 32 MiB free, whose cage is never opened."""
+    volumes = Volumes(tmp_path / "volumes", 32 << 20)
+    volumes.open()
+    made = Receiver(Settings(), volumes)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A disk of 64 MiB; the free bytes that were seen."""
+    seen: list[int] = []
+
+    def usage(folder: Path) -> SimpleNamespace:
+        seen.append((64 << 20) - sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+        return SimpleNamespace(free=seen[-1])
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return seen
+
+
+def upload(chunks: Sequence[bytes] = (), held: asyncio.Event | None = None) -> Request:
+    """An upload without a length; ``held`` keeps its end back."""
+    left = [*chunks, b""]
+
+    async def receive() -> dict[str, Any]:
+        if held is not None and len(left) == 1:
+            await held.wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    return Request({"type": "http", "method": "PUT", "path": "/api/volumes", "headers": []}, receive)
+
+
+async def refusal(receiver: Receiver, request: Request, owner: str = "anna") -> tuple[int, str]:
+    """Status and code of an upload that is refused."""
+    with pytest.raises(ProblemError) as caught:
+        await receiver.receive(request, owner)
+    return caught.value.status, caught.value.code
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_the_reserve_is_kept_whatever_the_length(
+    receiver: Receiver, lowest: list[int], tmp_path: Path, packed: bool
+) -> None:
+    data = bytes(nifti1((400, 400, 160)))  # 49 MiB
+    content = gzip.compress(data, 1) if packed else data
+    chunks = [content[at : at + 65536] for at in range(0, len(content), 65536)]
+    assert await refusal(receiver, upload(chunks)) == (507, "disk_full")
+    assert min(lowest) > 15 << 20 and len(lowest) > 2
+    assert not list((tmp_path / "volumes" / ".arriving").iterdir())
+
+
+async def test_a_zip_is_not_unpacked_into_the_reserve(
+    receiver: Receiver, lowest: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "series.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(3):
+            file.writestr(f"{number}.dcm", bytes(12 << 20))
+    monkeypatch.setattr(receiver, "warm", lambda: pytest.fail("it was handed to the cage"))
+    assert await refusal(receiver, upload([path.read_bytes()])) == (507, "disk_full")
+    assert not list((tmp_path / "volumes" / ".arriving").iterdir())
+
+
+async def test_a_folder_that_is_gone_is_our_fault_and_named(receiver: Receiver, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "volumes")
+    assert await refusal(receiver, upload([bytes(nifti1())])) == (507, "storage_failed")
+
+
+async def test_slow_decodings_hold_up_nothing_else(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    def decode(*_: object) -> None:
+        begun.set()
+        let_go.wait(20)
+        raise UnreadableError("unreadable at last")
+
+    monkeypatch.setattr(receiver, "warm", lambda: SimpleNamespace(decode=decode))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    uploads = [asyncio.create_task(receiver.receive(upload([bytes(nifti1())]), f"user-{n}")) for n in range(3)]
+    try:
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "read"), 5) == "read"
+    finally:
+        let_go.set()
+        ends = await asyncio.gather(*uploads, return_exceptions=True)
+    assert [type(end) for end in ends] == [UnreadableError] * 3
+
+
+async def test_slow_uploads_of_one_lock_nobody_else_out(receiver: Receiver) -> None:
+    held = asyncio.Event()
+    running: list[asyncio.Task[Any]] = []
+
+    async def begin(owner: str, count: int) -> None:
+        running.extend(asyncio.create_task(receiver.receive(upload(held=held), owner)) for _ in range(count))
+        await asyncio.sleep(0.01)
+
+    await begin("anna", UPLOADS_OF_ONE)
+    assert await refusal(receiver, upload()) == (429, "too_many_uploads")
+    with pytest.raises(UnreadableError, match="empty"):  # as far as its bytes
+        await receiver.receive(upload(), "ben")
+    await begin(LOCAL.name, UPLOADS_AT_ONCE - UPLOADS_OF_ONE)  # all who need no login are one owner
+    assert await refusal(receiver, upload(), "ben") == (503, "too_many_uploads")
+    held.set()
+    await asyncio.gather(*running, return_exceptions=True)
+    with contextlib.suppress(UnreadableError):  # the places are free again
+        await receiver.receive(upload(), "anna")
 
 
 # Below the level of a request

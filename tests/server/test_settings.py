@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from hilum_server.settings import GROUPS, PREFIX, Settings, SettingsError, check_tls, is_loopback, read_settings
+from hilum_server.settings import (
+    GROUPS,
+    PREFIX,
+    Settings,
+    SettingsError,
+    check_repository,
+    check_tls,
+    is_loopback,
+    read_settings,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -41,6 +50,25 @@ def test_lists_are_separated_by_commas() -> None:
     settings = read_settings({"HILUM_REPOSITORY": "/a,/b", "HILUM_TRUSTED_NETWORKS": "10.0.0.0/8,fd00::/8"})
     assert settings.storage.repository == (Path("/a"), Path("/b"))
     assert [str(network) for network in settings.auth.trusted_networks] == ["10.0.0.0/8", "fd00::/8"]
+
+
+def test_blanks_beside_a_comma_are_no_part_of_a_name() -> None:
+    settings = read_settings({"HILUM_REPOSITORY": "/a, /b ,", "HILUM_HOSTS": " gw.example, gw2.example"})
+    assert settings.storage.repository == (Path("/a"), Path("/b"))
+    assert settings.auth.hosts == ("gw.example", "gw2.example")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e300"])
+@pytest.mark.parametrize("name", ["HILUM_MEMORY_GIB", "HILUM_MAX_UPLOAD_GIB"])
+def test_sizes_are_finite(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is not valid"):
+        read_settings({name: value})
+
+
+@pytest.mark.parametrize("name", ["HILUM_KEEP_HOURS", "HILUM_HEADER_SECONDS", "HILUM_TRITON_SECONDS"])
+def test_times_are_finite(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is not valid: Input should be a finite number"):
+        read_settings({name: "inf"})
 
 
 def test_a_wrong_value_is_named_in_one_sentence() -> None:
@@ -93,3 +121,10 @@ def test_a_certificate_and_its_key_belong_together(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=text):
             check_tls(read_settings(environment).server)
     check_tls(Settings().server)
+
+
+def test_folders_of_models_are_there(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    check_repository(read_settings({"HILUM_REPOSITORY": str(tmp_path / "models")}))
+    with pytest.raises(SettingsError, match=r"names .*mistyped, which is no folder"):
+        check_repository(read_settings({"HILUM_REPOSITORY": f"{tmp_path / 'models'}, {tmp_path / 'mistyped'}"}))

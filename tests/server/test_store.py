@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,57 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match="damaged"):
         Store(path).open()
+
+
+def test_a_damaged_page_is_refused_in_one_sentence(store: Store) -> None:
+    for number in range(50):
+        store.add(replace(JOB, id=f"{number:032x}", key=None))
+    store.close()
+    content = store.path.read_bytes()
+    store.path.write_bytes(content[:4096] + b"\x5a" * (len(content) - 4096))
+    with pytest.raises(StoreError, match=r"damaged.*results that the store does not know are kept in jobs/.orphaned"):
+        Store(store.path).open()
+
+
+def test_a_row_that_cannot_be_read_is_refused_in_one_sentence(store: Store) -> None:
+    store.add(JOB)
+    store.close()
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("UPDATE jobs SET images = '{'")
+    connection.close()
+    with pytest.raises(StoreError, match="damaged"):
+        Store(store.path).open()
+
+
+def test_a_locked_store_is_not_called_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hilum_server.store.BUSY_SECONDS", 0.05)
+    blocker = sqlite3.connect(store.path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="is locked by another program; end that, then try again"):
+        Store(store.path).open()
+    blocker.close()
+
+
+def test_where_no_gateway_ran_there_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"No gateway has run on {tmp_path / 'none'} yet"):
+        Store(tmp_path / "none" / "jobs.sqlite").open()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "ä ö"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    Store(tmp_path / name / "jobs.sqlite").open().close()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "jobs.sqlite").stat().st_size
+
+
+def test_a_poisoned_job_ends_after_it_began(store: Store) -> None:
+    later = time.time() + 7200
+    store.add(replace(JOB, status="running", created=later, started=later, attempts=3))
+    store.recover(3, POISON)
+    ended = store.get(JOB.id)
+    assert ended is not None and ended.ended == later
 
 
 def test_a_writer_waits_for_another(store: Store) -> None:

@@ -96,7 +96,8 @@ def test_a_folder_of_other_weights_is_refused(serve: Serve, served: Served, tmp_
     publish_tiny(tmp_path / "models", manifest(), features=5)
     triton_server.python_backed(tmp_path / "models", tmp_path / "served")
     with_variant(tmp_path / "models", (tmp_path / "served/tiny/configs/python-fp32.pbtxt").read_text())
-    server = serve(tmp_path / "models", ("--triton", served.triton.address)).start()
+    server = serve(tmp_path / "models", ("--triton", served.triton.address)).start(ready=False)
+    wait_for(lambda: server.http.get("/readyz").json()["code"] == "no_model", 60)
     told = server.http.get("/api/models").json()
     assert told["models"] == []
     assert told["broken"]["tiny"] == "Triton serves another tiny 1 than the repository holds."
@@ -105,7 +106,8 @@ def test_a_folder_of_other_weights_is_refused(serve: Serve, served: Served, tmp_
 def test_a_folder_without_the_variant_that_is_served_is_refused(serve: Serve, served: Served, tmp_path: Path) -> None:
     shutil.copytree(served.models, tmp_path / "models")
     shutil.rmtree(tmp_path / "models/tiny/1/configs")
-    server = serve(tmp_path / "models", ("--triton", served.triton.address)).start()
+    server = serve(tmp_path / "models", ("--triton", served.triton.address)).start(ready=False)
+    wait_for(lambda: server.http.get("/readyz").json()["code"] == "no_model", 60)
     told = server.http.get("/api/models").json()
     assert (told["models"], "has no variant 'python-fp32'" in told["broken"]["tiny"]) == ([], True)
 

@@ -15,7 +15,10 @@ from hilum_server.schemas import HealthModel, ProblemModel, ReadyModel
 router = APIRouter(tags=["operation"])
 
 NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"model": ProblemModel, "description": "It starts or shuts down; Retry-After says when to ask again"}
+    503: {
+        "model": ProblemModel,
+        "description": "It starts, shuts down or has no model; Retry-After says when to ask again",
+    }
 }
 
 PAGE = """<!doctype html>
@@ -37,12 +40,17 @@ async def healthz() -> dict[str, bool]:
 
 @router.get("/readyz", summary="Can it work now?", response_model=ReadyModel, responses=NOT_READY)
 async def readyz(request: Request) -> dict[str, bool]:
-    """200 once the worker is up and the default model is compiled, else 503; without a login."""
+    """200 once the worker is up and the default model is compiled, else 503; without a login.
+
+    Without a default model it is enough that there are several to choose from.
+    """
     gateway = gateway_of(request)
     if gateway.jobs.draining:
         raise shutting_down()
     if not gateway.link.ready:
         raise not_ready()
+    if gateway.link.lacks is not None:
+        raise ProblemError(503, "no_model", gateway.link.lacks)
     return {"ready": True}
 
 

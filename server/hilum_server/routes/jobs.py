@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 
-from hilum_client.wire import CONTENT_SHA256, EVENTS, MASK_FORMATS, MaskFormat
+from hilum_client.wire import CONTENT_SHA256, EVENTS, MaskFormat, Status
+from hilum_inference.files import write_atomically
 from hilum_server.gateway import Gateway, gateway_of, principal_of
 from hilum_server.link import WorkerGoneError
 from hilum_server.problems import ProblemError, volume_lost
@@ -38,10 +40,15 @@ MEDIA_TYPES: dict[str, str] = {"nii.gz": "application/gzip", "nii": "application
 
 
 @router.get("", summary="List jobs", response_model=JobList)
-async def list_jobs(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
+async def list_jobs(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    status: Annotated[Status | None, Query(description="Only jobs in this status")] = None,
+    before: Annotated[str | None, Query(description="Only jobs that came before this one: the last of a page")] = None,
+) -> dict[str, Any]:
     """The caller's jobs, the newest first; an administrator sees everyone's."""
     gateway = gateway_of(request)
-    jobs = await gateway.jobs.list(principal_of(request).sees, limit)
+    jobs = await gateway.jobs.list(principal_of(request).sees, limit, status, before)
     return {"jobs": [public_job(job, gateway.jobs.progress(job)) for job in jobs]}
 
 
@@ -90,8 +97,7 @@ async def get_result(
     """The label mask on the input's own grid, as NIfTI or NRRD, with its SHA-256 in a header."""
     gateway = gateway_of(request)
     job = _done(await _job(request, job_id))
-    path = await _in_format(gateway, job, wanted)
-    digest = job.result["sha256"] if wanted == "nii.gz" and job.result else await asyncio.to_thread(_sha256, path)
+    path, digest = await _in_format(gateway, job, wanted)
     media_type = MEDIA_TYPES.get(wanted, MEDIA_TYPES["nii"])
     headers = {CONTENT_SHA256: digest}
     return FileResponse(path, media_type=media_type, filename=f"{job.id}.{wanted}", headers=headers)
@@ -135,13 +141,25 @@ async def _events(gateway: Gateway, job: Job) -> AsyncIterator[str]:
         yield f"event: {kind}\ndata: {json.dumps(public_job(change, gateway.jobs.progress(change)))}\n\n"
 
 
-async def _in_format(gateway: Gateway, job: Job, wanted: MaskFormat) -> Path:
+async def _in_format(gateway: Gateway, job: Job, wanted: MaskFormat) -> tuple[Path, str]:
+    """The mask in a format and its SHA-256; a kept conversion that is not as it was made is made anew."""
     mask = gateway.jobs.mask(job)
-    target = mask.with_name(f"mask.{wanted}")
-    if not await asyncio.to_thread(mask.exists):
+    if not await asyncio.to_thread(mask.exists) or job.result is None:
         raise ProblemError(500, "result_lost", "The mask of this job is no longer on the server's disk.")
-    if wanted not in MASK_FORMATS or await asyncio.to_thread(target.exists):
-        return target
+    if wanted == "nii.gz":
+        return mask, job.result["sha256"]
+    target = mask.with_name(f"mask.{wanted}")
+    digest = await asyncio.to_thread(_kept, target)
+    if digest is None:
+        if await asyncio.to_thread(_sha256, mask) != job.result["sha256"]:
+            text = "The mask of this job was damaged on the server's disk; submit the job again."
+            raise ProblemError(500, "result_damaged", text)
+        await _convert(gateway, job, mask, target)
+        digest = await asyncio.to_thread(_keep, target)
+    return target, digest
+
+
+async def _convert(gateway: Gateway, job: Job, mask: Path, target: Path) -> None:
     try:
         image = await asyncio.to_thread(gateway.volumes.locate, next(iter(job.images.values())))
         where = {"mask": str(mask), "target": str(target), "image": None if image is None else str(image)}
@@ -151,7 +169,27 @@ async def _in_format(gateway: Gateway, job: Job, wanted: MaskFormat) -> Path:
         raise ProblemError(503, "not_ready", text, {"Retry-After": "1"}) from None
     if error := answer.get("error"):
         raise ProblemError(error["status"], error["code"], error["detail"])
-    return target
+
+
+def _kept(target: Path) -> str | None:
+    """The SHA-256 of a kept conversion; None where there is none that is as it was made."""
+    try:
+        made = _noted(target).read_text(errors="replace")
+        return made if made == _sha256(target) else None
+    except FileNotFoundError:
+        return None
+
+
+def _keep(target: Path) -> str:
+    """Note the SHA-256 of a fresh conversion beside it."""
+    digest = _sha256(target)
+    with contextlib.suppress(OSError):  # a full disk: it is made anew the next time
+        write_atomically(_noted(target), digest.encode())
+    return digest
+
+
+def _noted(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
 
 
 def _sha256(path: Path) -> str:

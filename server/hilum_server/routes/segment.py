@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -54,17 +55,22 @@ async def submit(request: Request, order: SegmentRequest, key: str | None, prior
         ProblemError: unknown model or volume, channels that do not fit, queue full.
     """
     gateway, principal = gateway_of(request), principal_of(request)
-    model = await gateway.model(order.model, order.version)
-    images = channel_images(order.image, model["channels"])
-    wanted = order.options.priority or priority
-    head = {"model": model["name"], "version": model["version"], "digest": model["digest"]}
-    asked = json.dumps([order.model, order.version, order.image, wanted], sort_keys=True)
-    job = Job(new_id(), principal.name, **head, images=images, priority=wanted, key=key, asked=asked)
-    same = await gateway.jobs.known(job)
+    job = _as_written(order, principal.name, key, order.options.priority or priority)
+    same = await gateway.jobs.known(job)  # first: the model may have been withdrawn since
     if same is not None:
         return await gateway.jobs.get(same.id, None)
+    model = await gateway.model(order.model, order.version)
+    images = channel_images(order.image, model["channels"])
+    head = {"model": model["name"], "version": model["version"], "digest": model["digest"]}
     paths = await asyncio.to_thread(_locate, gateway, images, principal.sees, len(model["channels"]))
-    return await gateway.jobs.submit(job, paths)
+    return await gateway.jobs.submit(replace(job, **head, images=images), paths)
+
+
+def _as_written(order: SegmentRequest, owner: str, key: str | None, priority: Priority) -> Job:
+    """The job of an order before anyone has looked at the model."""
+    images = {"": order.image} if isinstance(order.image, str) else order.image
+    asked = json.dumps([order.model, order.version, order.image, priority], sort_keys=True)
+    return Job(new_id(), owner, order.model or "", order.version or "", images, priority, key=key, asked=asked)
 
 
 def channel_images(image: str | dict[str, str], channels: list[str]) -> dict[str, str]:
