@@ -17,7 +17,7 @@ from hilum_client.errors import ConnectError, InputError, MissingExtra, told
 from hilum_client.layouts import LAYOUTS, Case, Source, check_labels, find_cases, find_task, named
 from hilum_client.options import Force, Key, Model, Repository, Server, Threads, Variant, application
 from hilum_client.payload import dicom_files, read_chunks
-from hilum_client.report import Entry, Report
+from hilum_client.report import EXISTS, Entry, Report
 
 if TYPE_CHECKING:
     from hilum_client.answers import Result
@@ -132,7 +132,7 @@ def _check_free(report: Report, name: str, force: bool) -> None:
         raise InputError(
             f"{mask} is there, and is not what a batch wrote; move it away, name another folder with -o, or overwrite "
             "it with --force.",
-            code="exists",
+            code=EXISTS,
         )
 
 

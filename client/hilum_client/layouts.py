@@ -248,7 +248,7 @@ def _volumes(folder: Path, skip: Path) -> Iterator[Path]:
         for root, folders, names in os.walk(waiting.pop(0)):
             here = Path(root)
             real = here.resolve()
-            if real in seen:
+            if real in seen or real.is_relative_to(skip):
                 folders.clear()
                 continue
             seen.add(real)

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FORMAT: Final = "hilum.batch/1"
 JSON_NAME: Final = "report.json"
 CSV_NAME: Final = "report.csv"
+EXISTS: Final = "exists"
+"""Code of a case whose mask is left alone, since no batch wrote what lies there."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Entry:
         input_sha256: of its content.
         model, version, digest: what made the mask, by its own word; of a failed case, what the batch began with.
         seconds: wall time.
-        mask, mask_sha256: path below the output folder; empty where it failed.
+        mask, mask_sha256: path below the output folder; empty where it failed. With code EXISTS: as a batch wrote it.
         labels: ``name``, ``id``, ``voxels``, ``ml`` of each label.
         code, message: why it failed.
     """
@@ -110,7 +112,10 @@ class Report:
         return Entry(case, "done", content, *made_by, round(seconds, 3), mask, sha256(file), kept)
 
     def failed(self, case: str, content: str, code: str, message: str, seconds: float) -> Entry:
-        """The entry of a case that could not be segmented."""
+        """The entry of a case that could not be segmented; of one whose mask is left alone, with all that is known."""
+        before = self.entries.get(case)
+        if code == EXISTS and before is not None:
+            return replace(before, status="failed", seconds=round(seconds, 3), code=code, message=message)
         model = self.model.name, self.model.version, self.model.digest
         return Entry(case, "failed", content, *model, round(seconds, 3), code=code, message=message)
 

@@ -37,7 +37,10 @@ ALIKE = 1e-3
 """Largest difference of orientation cosines and pixel spacing (mm) within one series."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NO_IMAGES = frozenset({"SEG", "SR", "PR", "KO", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "FID", "DOC"})
+_STACKED = frozenset({"CT", "MR", "PT", "NM", "US"})
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _TAGS = [
+    "SOPClassUID",
     *("SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"),
     *("PhotometricInterpretation", "PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept"),
@@ -87,7 +90,8 @@ def read_series(
     """The volume of one series.
 
     Args:
-        path: a folder (searched to its depths; files that are no DICOM images are passed over), a zip or one file.
+        path: a folder (searched to its depths; hidden files, and those that are no DICOM images, are passed over), a
+            zip or one file.
         series: its SeriesInstanceUID, needed only where there are several.
         limits: bounds on files and voxels; the defaults where left out.
         workspace: where a zip is unpacked for the time being; the system's temporary folder where left out.
@@ -128,7 +132,8 @@ def _is_zip(path: Path) -> bool:
 def _files(path: Path, limits: Limits) -> list[Path]:
     if path.is_file():
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    below = (each.relative_to(path) for each in path.rglob("*") if each.is_file())
+    files = sorted(path / each for each in below if not any(part.startswith(".") for part in each.parts))
     if len(files) > limits.max_files:
         raise LimitError(f"The folder holds {len(files)} files; allowed are {limits.max_files}.", code="too_many_files")
     return files
@@ -262,8 +267,15 @@ def _choose(heads: Sequence[_Head], series: str | None) -> list[_Head]:
 
 
 def _is_picture(head: Any) -> bool:
-    """Whether an image lies nowhere in the patient: a dose report, a screen capture, a radiograph."""
-    return "ImagePositionPatient" not in head and str(head.get("NumberOfFrames") or 1) == "1"
+    """Whether an image lies nowhere in the patient: a dose report, a screen capture, a radiograph.
+
+    Not one of a stack whose positions were taken out: that may be what was meant.
+    """
+    if "ImagePositionPatient" in head or str(head.get("NumberOfFrames") or 1) != "1":
+        return False
+    kind = str(head.get("SOPClassUID", ""))
+    pictures = kind.startswith(_SECONDARY_CAPTURE) or head.get("Modality") not in _STACKED
+    return pictures or head.get("SamplesPerPixel", 1) != 1
 
 
 def _alike(images: list[_Image]) -> list[_Image]:
@@ -408,9 +420,9 @@ def _decoded(image: _Image) -> NDArray[Any]:
     plain = not (image.syntax.is_compressed or image.syntax.is_deflated)
     dataset: Any = image.path if plain else pydicom.dcmread(image.path)
     if image.syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
-        # these decoders fill up what is missing without a word; zeros and FF may pad an end that is there
+        # these decoders fill up what is missing without a word; a few bytes may pad an end that is there
         (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
-        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+        if b"\xff\xd9" not in frame.rstrip(b"\0")[-16:]:
             raise ValueError
     pixels: NDArray[Any] = pixel_array(dataset, decoding_plugin="pylibjpeg" if image.syntax.is_compressed else "")
     return pixels

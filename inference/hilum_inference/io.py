@@ -124,7 +124,7 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
     if name.endswith(".nrrd"):
         from hilum_inference import nrrd
 
-        _check_one_place(like)
+        check_one_place(path, like)
         header = nrrd.mask_header(like.grid, labels.dtype, _kept(nrrd.NrrdHeader, like))
         _write(path, header, labels[None], "voxels")
     elif name.endswith((".nii", ".nii.gz")):
@@ -136,10 +136,16 @@ def write_labels(path: Path, labels: NDArray[Any], like: Volume) -> None:
         raise MismatchError(f"A mask's name must end in {', '.join(SUFFIXES)}; got {path.name!r}.", code="bad_suffix")
 
 
-def _check_one_place(like: Volume) -> None:
-    """Refuse to answer in a format of one place to an image that has two."""
+def check_one_place(path: Path, like: Volume) -> None:
+    """Refuse to answer in a format of one place to an image that has two; to be asked before anything is computed.
+
+    Raises:
+        MismatchError: ``path`` is NRRD, and the image's sform and qform lie apart.
+    """
     from hilum_inference.nifti import NiftiHeader
 
+    if not path.name.lower().endswith(".nrrd"):
+        return
     kept = _kept(NiftiHeader, like)
     if kept is not None and kept.has_two_places:
         raise MismatchError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from hilum_inference.engines import Engine, EngineSettings, open_engine
 from hilum_inference.errors import MismatchError
-from hilum_inference.io import read_volume, stack_channels, write_labels
+from hilum_inference.io import check_one_place, read_volume, stack_channels, write_labels
 from hilum_inference.memory import free_memory
 from hilum_inference.pipeline import Planned, Progress, Segmentation, Segmenter
 from hilum_inference.repository import Model, Repository, shipped_repository
@@ -100,6 +100,9 @@ class LocalClient:
         chosen = self._repository.model(model, version)
         start = time.perf_counter()
         volume = self._read(image, chosen)
+        target = None if out is None else Path(out)
+        if target is not None:
+            check_one_place(target, volume)
         read = time.perf_counter() - start
         engine = self._engines.get(chosen.digest)
         if engine is None:
@@ -109,7 +112,6 @@ class LocalClient:
         done = segmenter.segment(volume, progress, planned=planned)
         self._seconds_a_window[chosen.digest] = segmenter.seconds_a_window
         start = time.perf_counter()
-        target = None if out is None else Path(out)
         if target is not None:
             write_labels(target, done.labels, volume)
         timings = {"read": read, **done.timings, "write": time.perf_counter() - start}

@@ -247,7 +247,7 @@ def _vector(text: str) -> NDArray[np.float64]:
 
 def _mm_per_unit(fields: Mapping[str, str]) -> float:
     text = fields.get("space units", "")
-    units = set(re.findall(r'"([^"]*)"', text)) or {text.strip()}
+    units = set(re.findall(r'"([^"]*)"', text)) or {text.strip()}  # teem and ITK read none without quotation marks
     if len(units) > 1 or not units <= _MM_PER_UNIT.keys():
         raise GeometryError("'space units' must name one unit of length: mm, cm, m or um.", code="bad_units")
     return _MM_PER_UNIT[units.pop()]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hilum_search.record import Cases, Origin
 from hilum_search.sources import PATIENTS, find_dataset, with_patients
 from hilum_search.splits import split_cases
 from hilum_search.store import Store
-from hilum_search.survey import CaseFacts, Survey, parse_survey, survey, to_json
+from hilum_search.survey import CaseFacts, Survey, named_channels, parse_survey, survey, to_json
 
 SURVEY, PLANNED = "survey.json", "recipe.survey.json"
 
@@ -69,11 +70,14 @@ def check_names(labels: Iterable[Target], dataset: Dataset) -> None:
     Raises:
         DataError: it does.
     """
-    plain = {_plain(label.name): label.name for label in labels}
+    plain: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        plain[_plain(label.name)].append(label.name)
     for label in labels:
         for number in label.from_ids:
-            other = plain.get(_plain(dataset.labels.get(number, "")))
-            if other not in (None, label.name):
+            others = plain.get(_plain(dataset.labels.get(number, "")), [])
+            if others and label.name not in others:
+                other = others[0]
                 raise DataError(
                     f"The id {number} is {label.name!r} by its from_ids and {other!r} by the names of the data in "
                     f"{dataset.folder.name}; name the ids by a recipe whose from_ids are this data's."
@@ -105,7 +109,7 @@ def _within(split: Split, recipe: Recipe) -> Split:
 
 def _survey(dataset: Dataset, out: Path, report: Callable[[int, int], None] | None) -> Survey:
     path = out / SURVEY
-    known, names, channels = _known(out), dataset.labels, len(dataset.channels)
+    known, names, channels = _known(out), dataset.labels, named_channels(dataset)
     found = survey(dataset.cases, report, known, folder=dataset.folder, labels=names, channels=channels)
     out.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{SURVEY}.{os.getpid()}.partial")  # several processes of one run may write it

@@ -102,7 +102,7 @@ def write_plan(
     from hilum_search.plan import Wishes
     from hilum_search.plan import plan as plan_text
     from hilum_search.sources import find_dataset
-    from hilum_search.survey import survey, to_json
+    from hilum_search.survey import named_channels, survey, to_json
 
     if out.exists() and not options.force:
         raise DataError(f"{out.name} is there already; name another with --out, or replace it with --force.")
@@ -116,7 +116,7 @@ def write_plan(
             _known(beside),
             folder=dataset.folder,
             labels=dataset.labels,
-            channels=len(dataset.channels),
+            channels=named_channels(dataset),
         )
     except BadCasesError as error:
         for problem in error.problems[1:SHOWN_PROBLEMS]:

@@ -28,7 +28,7 @@ def pairs(names: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
 def sided(names: Sequence[str]) -> list[str]:
     """The names that tell a side, in order.
 
-    ``L`` before a number (a vertebra) and before small letters (Lung) tells one only beside its partner with ``R``.
+    ``L`` before a number (a vertebra), and what is glued to a word (Lung, leftmost), need their partner for that.
 
     >>> sided(["Lkidney", "Rkidney", "Lung", "L5", "aorta_l"])
     ['Lkidney', 'Rkidney', 'aorta_l']
@@ -47,8 +47,11 @@ def _is_sure(name: str) -> bool:
 
 def _mirrored(name: str) -> str:
     """The name of the other side in small letters; the name itself where it tells none."""
-    pieces = _PIECE.findall(name)
-    if not any(piece.lower() in _OTHER for piece in pieces):
-        glued = re.match(r"[LR](?=[a-z])", name)
-        return _OTHER[name[0].lower()] + name[1:].lower() if glued else name.lower()
-    return "".join(_OTHER.get(piece.lower(), piece.lower()) for piece in pieces)
+    pieces = [piece.lower() for piece in _PIECE.findall(name)]
+    told = [piece for piece in pieces if piece in _OTHER]
+    if not told:
+        glued = re.sub(r"^(left|right)|(left|right)$", lambda side: _OTHER[side[0]], name.lower())
+        small = re.match(r"[LR](?=[a-z])", name)
+        return _OTHER[name[0].lower()] + name[1:].lower() if small and glued == name.lower() else glued
+    words = [piece for piece in told if len(piece) > 1] or told  # L5 turns where nothing else does
+    return "".join(_OTHER[piece] if piece in words else piece for piece in pieces)

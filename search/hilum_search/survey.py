@@ -17,7 +17,7 @@ from hilum_inference.errors import InputError
 from hilum_inference.io import read_volume, stack_channels
 from hilum_inference.manifest import Fingerprint
 from hilum_inference.volume import Grid, Volume
-from hilum_search.cases import Files
+from hilum_search.cases import Dataset, Files
 from hilum_search.data import GRID_TOLERANCE_MM, content_digest, turned
 from hilum_search.errors import BadCasesError, DataError
 from hilum_search.measure import ChannelFacts, Spread, channel_facts, count_ids, filled_shape, mixed
@@ -138,6 +138,11 @@ def survey(
     if wrong:
         raise BadCasesError(wrong)
     return Survey(tuple(cases))
+
+
+def named_channels(dataset: Dataset) -> int:
+    """How many channels a dataset names; 0 where nobody names them, and files are counted only."""
+    return 0 if dataset.layout == "pairs" else len(dataset.channels)
 
 
 def problems(

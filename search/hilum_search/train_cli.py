@@ -168,7 +168,8 @@ def _tell(out: Path, trained: Trained) -> None:
     training = trained.training
     parts = [case["part"] for case in training["cases"]]
     told = ", ".join(f"{parts.count(part)} {part}" for part in ("train", "validation", "test") if part in parts)
-    typer.echo(f"{out}: {training['steps']} steps on {told}; {training['cpu_seconds']:,} CPU seconds")
+    done = training.get("steps", training["step"])  # records of earlier releases hold the one alone
+    typer.echo(f"{out}: {done} steps on {told}; {training['cpu_seconds']:,} CPU seconds")
     for label, score in training["dice"].items():
         typer.echo(f"  {label}: Dice {'absent' if score is None else f'{score:.3f}'} on what was held back")
     typer.echo(f"Next: hilum evaluate {out} --data DATA; hilum export {out} --repository DIR. About it: {out}/card.md")

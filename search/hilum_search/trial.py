@@ -57,13 +57,22 @@ class Contender:
         record, left_out = self.record, self.left_out
         kept = any(line.part == "test" for line in record or ())
         if left_out and (choice == "validation" or (choice is None and not kept)):
-            return ask(dataset, left_out, choice, each=each)
+            return [self._as_it_was(one) for one in ask(dataset, left_out, choice, each=each)]
         return ask(dataset, record, choice, each=each)
 
     def answering(self, asked: Asked) -> Opened:
         """The fold that left a case out, where it is asked as one that was; else the model."""
+        return (self._without(asked) if asked.part == "validation" else None) or self.whole
+
+    def _without(self, asked: Asked) -> Opened | None:
+        """The fold that validated on a case; None where each has learnt from it, be it under another name."""
         folds = (fold for fold in self.folds if part_for(asked, read_record(fold.training or {})) == "validation")
-        return next(folds, self.whole) if asked.part == "validation" else self.whole
+        return next(folds, None)
+
+    def _as_it_was(self, asked: Asked) -> Asked:
+        """A case that folds left out, unless all have learnt from the same image."""
+        learnt = asked.part == "validation" and self.folds and self._without(asked) is None
+        return dataclasses.replace(asked, part="train") if learnt else asked
 
     def by_folds(self, asked: Sequence[Asked]) -> bool:
         """Whether a fold answers for some case, and not the model as a whole."""
@@ -75,7 +84,7 @@ class Contender:
         for one in asked:
             part = part_for(one, self.left_out) if self.left_out else ""
             part = part if part == "validation" else part_for(one, self.record)
-            found.append(dataclasses.replace(one, part=part))
+            found.append(self._as_it_was(dataclasses.replace(one, part=part)))
         return found
 
     def evaluate(self, asked: Sequence[Asked], book: Book, report: Report | None = None) -> Evaluation:

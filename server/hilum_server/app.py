@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -38,7 +37,7 @@ log = logging.getLogger("hilum.gateway")
 
 SWEEP_SECONDS = 60.0
 JUMP_SECONDS = 60.0
-"""By which the clock may be set between two sweeps; more, and nothing that lies there is as old as it looks."""
+"""By which the clock may be set forward between two sweeps; more, and nothing is as old as it looks."""
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 HTTP_TEXTS = {
     404: "There is nothing at this address; /openapi.json lists what there is.",
@@ -132,12 +131,12 @@ async def _warm(gateway: Gateway) -> None:
 class SweepClock:
     """Says what is too old, by a wall clock that may be wrong.
 
-    After it was set, nothing is too old until it has run on steadily for as long as things are kept: by then all that
-    lay there is that old by any clock.
+    A clock that is set forward makes all that lies there look older than it is: for as long as things are kept, that
+    much more is granted. One that is set back makes it look younger, which does no harm.
 
     Args:
         keep: seconds for which things are kept.
-        wall, steady: clocks; the steady one goes on while the machine is suspended.
+        wall, steady: clocks.
     """
 
     def __init__(self, keep: float, wall: Clock = time.time, steady: Clock = _steady) -> None:
@@ -145,17 +144,17 @@ class SweepClock:
         self._wall = wall
         self._steady = steady
         self._ahead = wall() - steady()
-        self._from = -math.inf
+        self._jumps: list[tuple[float, float]] = []  # when, and how far forward
 
-    def moment(self) -> float | None:
-        """What came before this is too old; None: nothing is now."""
+    def moment(self) -> float:
+        """What came before this is too old."""
         wall, steady = self._wall(), self._steady()
         jump, self._ahead = wall - steady - self._ahead, wall - steady
-        if abs(jump) > JUMP_SECONDS:
-            self._from = steady + self._keep
-            text = "the clock was set by %.0f s; nothing is swept until it has run steadily for %.1f h"
-            log.warning(text, jump, self._keep / 3600)
-        return wall - self._keep if steady >= self._from else None
+        if jump > JUMP_SECONDS:
+            self._jumps.append((steady, jump))
+            log.warning("the clock was set forward by %.0f s; what lies here is kept that much longer", jump)
+        self._jumps = [(when, far) for when, far in self._jumps if when > steady - self._keep]
+        return wall - self._keep - sum(far for _, far in self._jumps)
 
 
 async def _sweep(gateway: Gateway) -> None:
@@ -165,9 +164,7 @@ async def _sweep(gateway: Gateway) -> None:
     clock = SweepClock(hours * 3600)
     while True:
         await asyncio.sleep(min(SWEEP_SECONDS, hours * 3600))  # first: a clock is often set right after the start
-        moment = clock.moment()
-        if moment is not None:
-            await survive(functools.partial(_sweep_once, gateway, moment))
+        await survive(functools.partial(_sweep_once, gateway, clock.moment()))
 
 
 async def _sweep_once(gateway: Gateway, moment: float) -> None:

@@ -83,6 +83,7 @@ class Jobs:
         self._again: asyncio.Task[None] | None = None
         self._closing = False
         self.draining = False
+        self._deadline: float | None = None
 
     async def start(self, locate: Callable[[str], Path | None]) -> None:
         """Take up what an earlier gateway left in the opened store; ``locate`` finds a volume's file by its id."""
@@ -97,8 +98,9 @@ class Jobs:
     async def drain(self) -> None:
         """Take and begin nothing new, let running jobs end within the grace period, then let go of those who follow."""
         self.draining = True
-        deadline = time.monotonic() + self._limits.grace_seconds
-        while (any(self._lanes.values()) or self._ended) and time.monotonic() < deadline:
+        if self._deadline is None:  # asked twice, when the server ends and when the application does: one grace period
+            self._deadline = time.monotonic() + self._limits.grace_seconds
+        while (any(self._lanes.values()) or self._ended) and time.monotonic() < self._deadline:
             await asyncio.sleep(0.02)
         self._closing = True
         for live in self._live.values():

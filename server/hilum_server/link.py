@@ -164,7 +164,7 @@ class WorkerLink:
             if not self._up:  # it opens its engine, and reads no orders yet
                 continue
             before, used = used, _cpu_seconds(process.pid)
-            idle = 0 if used - before > IDLE_SHARE * PING_SECONDS else idle + 1
+            idle = 0 if used is None or before is None or used - before > IDLE_SHARE * PING_SECONDS else idle + 1
             missed, self._arrived = 0 if self._arrived else missed + 1, False
             if missed == 0 and not self.ready:
                 self.ready = True
@@ -222,12 +222,12 @@ class _Ear(asyncio.StreamReaderProtocol):
         super().data_received(data)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used; 0 where the kernel does not tell."""
+def _cpu_seconds(pid: int) -> float | None:
+    """Processor time that a process has used; None where the kernel does not tell: nobody is called idle there."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0
+        return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from hilum_server.auth import LOCAL
+from hilum_server.auth import RESERVED
 from hilum_server.datastore import VolumeInfo, Volumes, new_info
 from hilum_server.jobs import new_id
 from hilum_server.problems import ProblemError, disk_full, storage_failed
@@ -107,12 +107,12 @@ class Receiver:
 
     @contextlib.contextmanager
     def _place(self, owner: str) -> Iterator[None]:
-        """One of the uploads at once. Where nobody logs in all are one owner, who may have all places."""
+        """One of the uploads at once. All who come without a login are one owner, who may have all places."""
         if self._uploads.total() >= UPLOADS_AT_ONCE:
             raise ProblemError(
                 503, "too_many_uploads", "Too many uploads at once; try again shortly.", {"Retry-After": "5"}
             )
-        if self._uploads[owner] >= UPLOADS_OF_ONE and owner != LOCAL.name:
+        if self._uploads[owner] >= UPLOADS_OF_ONE and owner not in RESERVED:
             text = f"You have {UPLOADS_OF_ONE} uploads under way, the most allowed; wait for one to end."
             raise ProblemError(429, "too_many_uploads", text, {"Retry-After": "5"})
         self._uploads[owner] += 1

@@ -114,7 +114,8 @@ class Job:
         """Whether both ask for the same; jobs of an earlier release are told by what they came to."""
         if self.asked is not None and other.asked is not None:
             return self.asked == other.asked
-        return (self.images, self.model, self.priority) == (other.images, other.model, other.priority)
+        named = other.model in ("", self.model)  # an order need not name the only model
+        return named and (set(self.images.values()), self.priority) == (set(other.images.values()), other.priority)
 
     @property
     def finished(self) -> bool:

@@ -60,6 +60,8 @@ PROGRESS_SECONDS = 0.1
 ENGINES_KEPT = 4
 AWAY = ("triton_unavailable", "triton_not_ready")
 AWAY_SECONDS = 0.5
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 5.0, 600.0
+"""Between two tries to open a default model that could not be opened: doubled from the first to the last."""
 NOT_OPENED = "The default model cannot be opened; the gateway's log says why."
 
 T = TypeVar("T")
@@ -188,6 +190,7 @@ class Worker:
         self._orders: dict[str, queue.SimpleQueue[Message]] = {lane: queue.SimpleQueue() for lane in (*LANES, "desk")}
         self._cancelled: dict[str, threading.Event] = {}
         self._lacks: str | None = None
+        self._look_at, self._pause = 0.0, FIRST_LOOK_SECONDS
 
     def start(self) -> None:
         """Start the threads and open the default model's engine."""
@@ -208,7 +211,7 @@ class Worker:
                     event.set()
             case "ping":
                 self._say({"say": "pong"})
-                if self._lacks is not None and self._orders["desk"].empty():
+                if self._lacks is not None and time.monotonic() > self._look_at and self._orders["desk"].empty():
                     self._orders["desk"].put({"do": "look"})
             case _:
                 self._orders["desk"].put(message)
@@ -302,6 +305,9 @@ class Worker:
     def _answer(self, message: Message) -> None:
         if message["do"] == "look":
             self._tell(self._look())
+            if self._lacks == NOT_OPENED:  # it may take long to say so, and all wait for the lock of engines meanwhile
+                self._pause = min(2 * self._pause, LOOK_SECONDS)
+                self._look_at = time.monotonic() + self._pause
             return
         answer: Message = {"say": "answer", "ask": message["ask"]}
         try:

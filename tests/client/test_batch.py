@@ -187,6 +187,9 @@ def test_a_mask_that_no_batch_wrote_is_left_alone(folder: Path, tmp_path: Path) 
     again = Segmenter()
     assert batch(folder, out, again)[0] == 3 and again.seen == []
     assert [mask.read_text() for mask in drawn] == ["by hand"] * 2 and corrected.read_text() == "corrected by hand"
+    known = listed(out)["deep/c.nrrd"]  # what was made there is still told
+    assert (known["status"], known["code"], known["mask"]) == ("failed", "exists", "deep/c-mask.nii.gz")
+    assert known["labels"] and known["digest"] and known["mask_sha256"]
     assert batch(folder, out, Segmenter(), force=True)[0] == 1
     assert drawn[0].read_text() == "mask of a" and corrected.read_text() == "mask of c"
     assert drawn[1].read_text() == "by hand", "what failed replaces nothing"

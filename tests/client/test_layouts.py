@@ -89,8 +89,10 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (studies / "own" / "loop").symlink_to(studies)
     (archive / "p2" / "loop").symlink_to(archive / "p2")
     (studies / "out").symlink_to(tmp_path / "masks")
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "old-mask.nii.gz").write_text("mask")
+    (studies / "site").symlink_to(tmp_path / "masks" / "site")
+    (tmp_path / "masks" / "site").mkdir(parents=True)
+    for masks in ("masks", "masks/site"):
+        (tmp_path / masks / "old-mask.nii.gz").write_text("mask")
     names = [case.name for case in find_cases(studies, tmp_path / "masks")]
     assert names == ["again/ct.nii", "own/a.nii", "p1/series"]
 

@@ -259,14 +259,25 @@ PICTURE = {"SeriesInstanceUID": "1.2.9", "ImagePositionPatient": None, "ImageOri
 @pytest.mark.parametrize(
     ("tags", "alone"),
     [
-        (PICTURE, True),
+        (PICTURE, False),
+        (PICTURE | {"Modality": "OT"}, True),
+        (PICTURE | {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, True),
         (PICTURE | {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, True),
         (PICTURE | {"PhotometricInterpretation": "MONOCHROME1", "Modality": "CR"}, True),
         (PICTURE | {"NumberOfFrames": 7}, False),
         ({"SeriesInstanceUID": "1.2.9", "ImagePositionPatient": [1, 2, float("nan")]}, False),
         ({"SeriesInstanceUID": "1.2.9", "PhotometricInterpretation": "MONOCHROME1"}, False),
     ],
-    ids=["dose report", "screen capture", "radiograph", "many frames", "no place", "inverted"],
+    ids=[
+        "positions taken out",
+        "dose report",
+        "screen",
+        "colours",
+        "radiograph",
+        "many frames",
+        "no place",
+        "inverted",
+    ],
 )
 def test_what_lies_beside_a_series_does_not_spoil_it(tags: dict[str, Any], alone: bool, tmp_path: Path) -> None:
     """Pictures are passed over; what may be the volume that was meant has to be chosen, or left out."""

@@ -90,7 +90,7 @@ REJECTED: list[Case] = [
     ("origin infinite", "bad_affine", nrrd(space_origin="(inf,0,0)")),
     ("spacing 100 mm", "bad_spacing", nrrd(space_directions="(100,0,0) (0,1,0) (0,0,1)")),
     ("unit unknown", "bad_units", nrrd(space_units='"parsec" "parsec" "parsec"')),
-    ("unit without quotation marks", "bad_units", nrrd(space_units="cm cm cm")),
+    ("unit without quotation marks", "bad_units", nrrd(space_units="mm mm mm")),
     ("a field twice", "bad_header", nrrd(VOXELS, "NRRD0004\n", "sizes: 1 1 1\n")),
     ("a line that is no field", "bad_header", nrrd(VOXELS, "NRRD0004\n", "hello\n")),
     ("voxels cut", "truncated", nrrd(VOXELS[:-1])),

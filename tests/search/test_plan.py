@@ -203,6 +203,8 @@ def test_sides() -> None:
         (("kidney_l", "kidney_r", "vertebrae_L1"), (("kidney_l", "kidney_r"),)),
         (("rib L1", "rib R1", "spleen"), (("rib L1", "rib R1"),)),
         (("L5", "Lung", "RCA", "LAD"), ()),
+        (("leftkidney", "rightkidney", "leftover"), (("leftkidney", "rightkidney"),)),
+        (("nerve_L5_left", "nerve_L5_right"), (("nerve_L5_left", "nerve_L5_right"),)),
         (("RV", "MYO", "LV"), ()),
         (("lung left", "liver"), None),
         (("LeftLung", "liver"), None),

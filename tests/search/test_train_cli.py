@@ -50,6 +50,16 @@ def test_a_run_tells_what_it_did_and_what_comes_next(arguments: list[str], tmp_p
     assert (out / "survey.json").is_file()
 
 
+def test_a_run_of_an_earlier_release_is_told_again(arguments: list[str], tmp_path: Path) -> None:
+    """Its record does not tell all steps apart from those of the kept weights."""
+    out = tmp_path / "run"
+    run(*arguments, "--out", str(out))
+    record = json.loads((out / "training.json").read_text())
+    del record["steps"]
+    (out / "training.json").write_text(json.dumps(record))
+    assert "3 steps on 1 train" in run(*arguments, "--out", str(out))
+
+
 def test_another_network_by_file_and_by_name(arguments: list[str], tmp_path: Path) -> None:
     given = tmp_path / "architecture.json"
     given.write_text(to_json(C2FNAS(2, (0,), ("3d",))))

@@ -56,6 +56,20 @@ def test_without_a_test_set_the_folds_stand_in(recipe: Recipe, data: Dataset) ->
     assert [one.part for one in Contender(opened(recipe)).to_be_asked(asked)] == ["", ""]
 
 
+def test_a_case_whose_image_every_fold_learnt_from_is_no_validation(recipe: Recipe, data: Dataset) -> None:
+    """Two cases of one image, of which each fold trained on the one and validated on the other."""
+    a, b, _ = data.cases
+    b.images[0].write_bytes(a.images[0].read_bytes())
+    folds = (
+        opened(recipe, "fold0", {"cases": [line(a, "train"), line(b, "validation")]}),
+        opened(recipe, "fold1", {"cases": [line(a, "validation"), line(b, "train")]}),
+    )
+    model = Contender(opened(recipe, "joined", {"cases": [line(a, "train"), line(b, "train")]}), folds)
+    asked = model.asked(dataclasses.replace(data, cases=(a, b)), "validation", each=False)
+    assert [(one.part, model.answering(one).title) for one in asked] == [("train", "joined")] * 2
+    assert [one.part for one in model.to_be_asked(asked)] == ["train"] * 2
+
+
 def test_a_run_is_opened_with_its_folds(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
     lines = [line(files, "train") for files in data.cases]
     for seed in (0, 1):

@@ -456,6 +456,17 @@ async def test_a_draining_queue_takes_and_begins_nothing(tmp_path: Path) -> None
         assert b.link.running() == [job.id] and await b.status(waiting) == "queued"
 
 
+async def test_the_grace_period_is_given_once(tmp_path: Path) -> None:
+    """The server drains when it is told to end, and the application once more when it does."""
+    b = Bench(tmp_path, grace_seconds=1)
+    await b.jobs.start(lambda _volume: Path("/v.nii"))
+    job = await b.submit()
+    await b.jobs.drain()
+    assert b.link.running() == [job.id]
+    await asyncio.wait_for(b.jobs.drain(), 0.5)
+    await b.jobs.stop()
+
+
 async def test_a_job_whose_volume_is_gone_fails_at_the_start(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         job = await b.submit()

@@ -62,6 +62,14 @@ def test_a_store_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
     kept.close()
 
 
+def test_an_order_of_the_first_schema_is_told_by_what_it_came_to() -> None:
+    stored = Job("a", "anna", "bright", "1", images={"CT": "v"}, key="k")
+    again = replace(stored, id="b", version="", images={"": "v"}, asked="as written")
+    assert stored.same_order(again) and stored.same_order(replace(again, model=""))
+    for other in ({"model": "dark"}, {"images": {"": "w"}}, {"priority": "interactive"}):
+        assert not stored.same_order(replace(again, **other))
+
+
 def test_only_a_job_in_the_expected_state_is_changed(store: Store) -> None:
     store.add(JOB)
     assert store.save(replace(JOB, status="cancelled"), was="queued")

@@ -119,16 +119,16 @@ def unpack(path: Path, folder: Path, limits: Limits) -> list[Path]:
 
     Raises:
         UnreadableError, LimitError: as ``check_directory``; also damaged data, sizes that differ from the declared
-            ones, no images but an archive within the archive. What was written so far is the caller's to remove with
+            ones, a zip within the zip. What was written so far is the caller's to remove with
             the folder.
     """
     found = []
-    nested = False
     with path.open("rb") as file:
         for number, member in enumerate(check_directory(path, limits)):
             pieces = _inflated(file, member)
             first = next(pieces, b"")
-            nested = nested or first[:4] == MAGIC  # a .jar or .docx on a patient's CD, too
+            if first[:4] == MAGIC and member.name.lower().endswith(b".zip"):  # not a .jar or .docx on a patient's CD
+                raise UnreadableError("The zip holds another zip; pack the images themselves.", code="nested_archive")
             if first[128:132] != b"DICM":
                 continue
             target = folder / f"{number:06d}.dcm"
@@ -137,8 +137,6 @@ def unpack(path: Path, folder: Path, limits: Limits) -> list[Path]:
                 for piece in pieces:
                     out.write(piece)
             found.append(target)
-    if nested and not found:
-        raise UnreadableError("The zip holds another zip; pack the images themselves.", code="nested_archive")
     return found
 
 

@@ -310,17 +310,25 @@ class TritonEngine:
             CallError: it does not say.
             ModelError: it is another model.
         """
-        now = time.monotonic()
-        if anew or self._looked <= max(self._lost, now - LOOK_SECONDS):
+        if anew or self._is_unsure():
             with self._lock:
-                config = self._channel.config(self._model.manifest.name, self._model.version)
-                _check_same(config, self._model)
-                self._identity = _identity(config)
-                self._types = types_of(config)
-                self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
-                self._looked = now
+                if anew or self._is_unsure():  # else another window looked while this one waited
+                    self._look_once()
         if order.identity not in (None, self._identity):
             raise ModelError("Triton serves other files of the model than at the start of the job.", code=CHANGED)
+
+    def _look_once(self) -> None:
+        now = time.monotonic()
+        config = self._channel.config(self._model.manifest.name, self._model.version)
+        _check_same(config, self._model)
+        self._identity = _identity(config)
+        self._types = types_of(config)
+        self.precision = parameter_of(config, VARIANT_PARAMETER) or "server"
+        self._looked = now
+
+    def _is_unsure(self) -> bool:
+        """Whether what the server serves was looked at too long ago, or before a failure."""
+        return self._looked <= max(self._lost, time.monotonic() - LOOK_SECONDS)
 
 
 class JobEngine:
