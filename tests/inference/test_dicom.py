@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from hilum_dicom import write_series
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from hilum_client.errors import SampleError
@@ -222,11 +223,17 @@ def test_a_compressed_image_that_is_cut_is_no_image(name: str, left: float, tmp_
     for path in paths:
         _compress(path, name)
     assert np.array_equal(read_volume(tmp_path).array[0], values.T)
-    whole = paths[1].read_bytes()
-    paths[1].write_bytes(whole[: int(len(whole) * left)])
-    with pytest.raises(UnreadableError, match="pixels of image 2") as refused:
-        read_volume(tmp_path)
-    assert refused.value.code == "bad_pixels"
+    dataset, whole = pydicom.dcmread(paths[1]), paths[1].read_bytes()
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    dataset.PixelData = encapsulate([frame[: int(len(frame) * left)]])
+    for within in (False, True):  # the file, or the frame in a sound file
+        if within:
+            dataset.save_as(paths[1])
+        else:
+            paths[1].write_bytes(whole[: int(len(whole) * left)])
+        with pytest.raises(UnreadableError, match="pixels of image 2") as refused:
+            read_volume(tmp_path)
+        assert refused.value.code == "bad_pixels"
 
 
 def _compress(path: Path, name: str) -> None:

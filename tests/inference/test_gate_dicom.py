@@ -137,6 +137,7 @@ REJECTED = [
     bad("leads upwards, Windows", "bad_zip_name", lambda: [("a\\..\\..\\IM0", image(0))]),
     bad("leads to a drive", "bad_zip_name", lambda: [("C:\\IM0", image(0))]),
     bad("a zip in the zip", "nested_archive", lambda: [("inner.zip", zipped(series()))]),
+    bad("images in a zip without a suffix", "nested_archive", lambda: [*series(), ("more", zipped(series()))]),
     bad("no DICOM in it", "no_images", lambda: [("readme.txt", b"hello" * 100)]),
     bad("no image in it", "no_images", lambda: series(2, Modality="SEG")),
     bad("two series", "several_series", lambda: [*series(), *series(3, SeriesInstanceUID="1.2.4")]),

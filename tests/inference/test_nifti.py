@@ -32,7 +32,7 @@ def affines(draw: st.DrawFn) -> NDArray[np.float64]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
-    affine[:3, :3] = rotation * rng.uniform(0.3, 6, 3)
+    affine[:3, :3] = rotation * rng.uniform(0.3, 6, 3) * rng.choice([-1, 1], 3)  # qr alone never mirrors
     affine[:3, 3] = rng.uniform(-500, 500, 3)
     return affine
 

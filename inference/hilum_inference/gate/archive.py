@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from hilum_inference.errors import InputError, LimitError, UnreadableError
@@ -119,15 +119,14 @@ def unpack(path: Path, folder: Path, limits: Limits) -> list[Path]:
 
     Raises:
         UnreadableError, LimitError: as ``check_directory``; also damaged data, sizes that differ from the declared
-            ones, a zip within the zip. What was written so far is the caller's to remove with
-            the folder.
+            ones, a zip within the zip. What was written so far is the caller's to remove with the folder.
     """
     found = []
     with path.open("rb") as file:
         for number, member in enumerate(check_directory(path, limits)):
             pieces = _inflated(file, member)
             first = next(pieces, b"")
-            if first[:4] == MAGIC and member.name.lower().endswith(b".zip"):  # not a .jar or .docx on a patient's CD
+            if first[:4] == MAGIC and _may_hold_images(member.name):
                 raise UnreadableError("The zip holds another zip; pack the images themselves.", code="nested_archive")
             if first[128:132] != b"DICM":
                 continue
@@ -138,6 +137,11 @@ def unpack(path: Path, folder: Path, limits: Limits) -> list[Path]:
                     out.write(piece)
             found.append(target)
     return found
+
+
+def _may_hold_images(name: bytes) -> bool:
+    """Whether a zip within the zip may be more than a program or document of a patient's CD (.jar, .docx)."""
+    return PurePosixPath(name.decode("latin-1").replace("\\", "/")).suffix.lower() in ("", ".zip")
 
 
 def _inflated(file: BinaryIO, member: Member) -> Iterator[bytes]:
